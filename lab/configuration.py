@@ -12,7 +12,7 @@ import msgspec
 
 from byoc_agents.access.settings import Settings as Access
 from byoc_agents.alerts.settings import Settings as Alerts
-from byoc_agents.app.context import ClickHouseSettings
+from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.app.settings import CoreSettings, settings_of
 from byoc_agents.billing.daemon import Settings as Billing
 from byoc_agents.state.daemon import Settings as State

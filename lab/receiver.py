@@ -45,7 +45,7 @@ KNOWN: dict[str, type[Event]] = {
     HEARTBEAT: HeartbeatEvent,
 }
 
-Fault = Callable[[int, web.Request], web.Response | None]  # number of the request -> its answer
+Fault = Callable[[int, web.Request], web.Response | None]  # number of the request -> its response
 Key = tuple[str, str]  # source and id
 Service = tuple[str, str]  # organization and service
 
@@ -97,7 +97,7 @@ class Receiver:
         fault: Fault = lambda _number, _request: None,
         on_mismatch: Callable[[Mismatch], None] = lambda _mismatch: None,
     ) -> None:
-        """`on_event` is called once per event; `fault` may replace the answer.
+        """`on_event` is called once per event; `fault` may replace the response.
 
         `on_mismatch` is called for each heartbeat whose open episodes differ from the delivered.
         """
@@ -227,7 +227,7 @@ def _check(event: Any) -> None:
 
 
 def rejected(request: web.Request, status: int) -> web.Response:
-    """Return the answer that rejects one delivery for good."""
+    """Return the response that rejects one delivery for good."""
     body = Rejected(request.headers.get("webhook-id", ""), CODES[status])
     return web.json_response(msgspec.to_builtins(body), status=status)
 

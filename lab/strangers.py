@@ -29,13 +29,13 @@ from pathlib import Path
 
 from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.real.parts import kernel
-from lab.real.parts.process import answers, free_port
+from lab.real.parts.process import free_port, responds
 from lab.real.scraper import clean_environ, eventually
 
 MIB = 1024**2
 LIMIT_BYTES = 96 * MIB  # the chart's memory limit
 PEAK_BYTES = 80 * MIB
-ANSWER_SECONDS = 2.0
+RESPONSE_SECONDS = 2.0
 KEPT_UP_SECONDS = 5.0
 REOPENED_PER_SECOND = 2000
 PROBE_SECONDS = 0.25  # between two genuine requests
@@ -222,7 +222,7 @@ class Figures:
             self.resident_bytes < PEAK_BYTES
             and not self.restarts
             and self.genuine > 0
-            and self.slowest_seconds < ANSWER_SECONDS
+            and self.slowest_seconds < RESPONSE_SECONDS
         )
 
 
@@ -267,7 +267,7 @@ def limited(daemon: str, place: Path) -> Iterator[Limited]:
             group.command(command), env=clean_environ(environ), stderr=log, start_new_session=True
         )
         try:
-            eventually(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
+            eventually(lambda: responds(f"http://127.0.0.1:{admin}/readyz"))
             yield Limited(process, group, {"admin": admin, "webhook": webhook})
         finally:
             process.kill()
@@ -356,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_connections()
     print(
         f"limit {LIMIT_BYTES // MIB} MiB; bounds: resident below {PEAK_BYTES // MIB} MiB,"
-        f" no restart, every genuine request answered within {ANSWER_SECONDS:g} s\n"
+        f" no restart, every genuine request answered within {RESPONSE_SECONDS:g} s\n"
     )
     print(ROW.format("daemon", "port", "scenario", "resident", "group", "restarts", "slowest",
                      "genuine", "opened", ""))  # fmt: skip

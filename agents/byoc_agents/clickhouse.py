@@ -115,7 +115,7 @@ class ClickHouse:
         """Take `http[s]://host[:port]` and a login. Raises ValueError for any other URL.
 
         `session` is called inside the event loop with ClientSession's `timeout` and `headers`: in
-        a daemon it is `Gate.session`, so that the gate sees every request.
+        a daemon it is `Gate.session`, so that the gate checks every request.
         """
         self._base = base_url(url)
         self._login = _login(user, password)

@@ -60,8 +60,8 @@ class Bucket:
         if self._quick and (found := await self._quick.get(key)) is not None:
             return found
         try:
-            answer = await self._client.get_object(Bucket=self._name, Key=key)
-            async with answer["Body"] as stream:
+            response = await self._client.get_object(Bucket=self._name, Key=key)
+            async with response["Body"] as stream:
                 body: bytes = await stream.read()
                 return body
         except FlexibleChecksumError as error:
@@ -95,7 +95,7 @@ class Bucket:
     ) -> None:
         """Store a new object. Raises ExistsError.
 
-        Returns also if it exists with these bytes: after an answer that was lost.
+        Returns also if it exists with these bytes: after a response that was lost.
         """
         coding = {"ContentEncoding": encoding} if encoding else {}
         try:
@@ -119,13 +119,13 @@ class Bucket:
         """Delete objects; return key -> error code of those that S3 did not delete."""
         failed: dict[str, str] = {}
         for start in range(0, len(keys), DELETES):
-            answer = await self._client.delete_objects(
+            response = await self._client.delete_objects(
                 Bucket=self._name,
                 Delete={
                     "Objects": [{"Key": key} for key in keys[start : start + DELETES]],
                     "Quiet": True,
                 },
             )
-            errors = answer.get("Errors") or ()
+            errors = response.get("Errors") or ()
             failed |= {one.get("Key", ""): one.get("Code", "") for one in errors}
         return failed

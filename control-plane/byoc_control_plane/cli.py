@@ -24,9 +24,9 @@ def _compact() -> CommandModule:
 
 
 def _import() -> CommandModule:
-    from byoc_control_plane import handover
+    from byoc_control_plane import importer
 
-    return handover
+    return importer
 
 
 def _tenant() -> CommandModule:

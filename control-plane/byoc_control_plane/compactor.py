@@ -43,7 +43,7 @@ PodObjects = list[tuple[str, bytes]]  # keys and bodies of one pod and hour, sor
 
 
 class HeldHourError(Exception):
-    """An hour cannot be archived now. `str()` says why."""
+    """An hour cannot be archived now. `str()` states why."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(reason)

@@ -3,9 +3,9 @@
 Requires the permissions `sqs:ReceiveMessage` and `sqs:DeleteMessage` on the queue (DeleteMessage
 includes DeleteMessageBatch), and `kms:Decrypt` if the queue uses a customer key.
 
-The consumer keeps nothing. If it dies between insert and delete, the message is delivered again and
-replaces its own row. Any number of consumers may read one queue: SQS gives the messages of a group
-to one of them at a time.
+The consumer stores nothing itself. If it is killed between insert and delete, the message is
+delivered again and replaces its own row. Any number of consumers may read one queue: SQS gives the
+messages of a group to one of them at a time.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from byoc_control_plane.rows import InvalidEventError, TableRow, build_rejected,
 from byoc_control_plane.store import RowsRefusedError, StoreError
 
 BATCH = 10  # messages of one ReceiveMessage and of one DeleteMessageBatch; SQS quotas
-WAIT_SECONDS = 2  # of a long poll: an empty answer means that no message waited anywhere
+WAIT_SECONDS = 2  # of a long poll: an empty response means that no message waited anywhere
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # after failures
 STREAM = "state"
 
@@ -88,12 +88,12 @@ class Consumer:
                 pause_seconds = FIRST_PAUSE_SECONDS
 
     async def poll(self) -> int:
-        """Receive, store and delete one batch; return its size.
+        """Receive, store and delete one batch; return its number of messages.
 
         Raises the errors of the client and StoreError; then nothing of the batch was deleted.
         """
         asked_ms = self._progress.now_ms
-        answer = await self._client.receive_message(
+        response = await self._client.receive_message(
             QueueUrl=self._queue_url,
             MaxNumberOfMessages=BATCH,
             WaitTimeSeconds=WAIT_SECONDS,
@@ -104,7 +104,7 @@ class Consumer:
                 "SenderId",
             ],
         )
-        messages: Sequence[Mapping[str, Any]] = answer.get("Messages") or ()
+        messages: Sequence[Mapping[str, Any]] = response.get("Messages") or ()
         if messages:
             await self._store(messages)
         self._progress.observe(asked_ms, caught_up=_caught_up(messages, asked_ms))
@@ -148,14 +148,14 @@ class Consumer:
         return row
 
     async def _delete(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        answer = await self._client.delete_message_batch(
+        response = await self._client.delete_message_batch(
             QueueUrl=self._queue_url,
             Entries=[
                 {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
                 for number, message in enumerate(messages)
             ],
         )
-        for failed in answer.get("Failed") or ():  # delivered again, and stored as the same row
+        for failed in response.get("Failed") or ():  # delivered again, and stored as the same row
             self._log.warning("message.not_deleted", code=failed.get("Code"))
 
 

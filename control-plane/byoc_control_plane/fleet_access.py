@@ -60,8 +60,8 @@ class FleetAccess:
         self._lock = asyncio.Lock()
         self._pages: OrderedDict[str, _KeptPage] = OrderedDict()
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
-        """Answer a request for PATH."""
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Handle a request for PATH."""
         response = await self._decide(request)
         response.headers.update(SERVER_HEADER | HEADERS)
         if response.status != 200:  # noqa: PLR2004  the only success
@@ -84,7 +84,7 @@ class FleetAccess:
         except StoreError as error:
             self._metrics.store_errors.inc()
             structlog.get_logger().warning("fleet.not_read", error=str(error)[:300])
-            return _refuse(503, "ClickHouse does not answer: see the log", **{"Retry-After": "5"})
+            return _refuse(503, "ClickHouse does not respond: see the log", **{"Retry-After": "5"})
         headers = {"Content-Security-Policy": page_policy()}
         return web.Response(text=text, content_type="text/html", charset="utf-8", headers=headers)
 

@@ -35,7 +35,7 @@ class PlaneMetrics:
         )
         self.requests = Counter(
             "byoc_plane_requests_total",
-            "Requests to the receiver by the status of the answer",
+            "Requests to the receiver by the status of the response",
             ["code"],
             registry=self.registry,
         )
@@ -100,16 +100,16 @@ class PlaneMetrics:
         )
 
 
-PageAnswer = Callable[[web.BaseRequest], Awaitable[web.Response]]
+PageHandler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 @asynccontextmanager
 async def serve_metrics(
-    metrics: PlaneMetrics, listen: tuple[str, int], pages: Mapping[str, PageAnswer] | None = None
+    metrics: PlaneMetrics, listen: tuple[str, int], pages: Mapping[str, PageHandler] | None = None
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve /metrics, /healthz and other pages; yield the bound address. Raises OSError."""
 
-    async def answer(request: web.BaseRequest) -> web.Response:
+    async def handle(request: web.BaseRequest) -> web.Response:
         if page := (pages or {}).get(request.path):
             response = await page(request)
         elif request.path == "/metrics" and request.method in {"GET", "HEAD"}:
@@ -123,5 +123,5 @@ async def serve_metrics(
             response.force_close()
         return response
 
-    async with serve(answer, Listen(*listen), LIMITS) as address:
+    async with serve(handle, Listen(*listen), LIMITS) as address:
         yield address

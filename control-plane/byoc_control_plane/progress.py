@@ -118,7 +118,7 @@ class SilenceWatch:
         self._metrics = metrics
 
     async def run(self) -> None:
-        """Refresh until cancelled. While the store does not answer, the last figures stay."""
+        """Refresh until cancelled. While the store does not respond, the last figures stay."""
         while True:
             started_ns = self._clock.boot_ns()
             try:

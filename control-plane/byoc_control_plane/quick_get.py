@@ -1,9 +1,9 @@
 """Lists and gets S3 objects with a small part of botocore's work per request.
 
-For each object, botocore resolves the endpoint, builds a request, signs it and parses the answer.
-For each key of a list, it also looks up the fields in a description of the answer. Here the
-endpoint is resolved once, and a request costs one signature. "Quick": see `quick_http.py`. Only a
-whole answer with status 200 is used; everything else is left to botocore, with its retries and
+For each object, botocore resolves the endpoint, builds a request, signs it and parses the
+response. For each key of a list, it also looks up the fields in a description of the response. Here
+the endpoint is resolved once, and a request costs one signature. "Quick": see `quick_http.py`. Only
+a whole response with status 200 is used; everything else is left to botocore, with its retries and
 errors.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree as ET
 
-from byoc_control_plane.quick_http import PlainAnswer, QuickHttp
+from byoc_control_plane.quick_http import PlainResponse, QuickHttp
 from byoc_control_plane.signature import EMPTY_SHA256, Keys, Signer
 
 SIMPLE = re.compile(r"[A-Za-z0-9/_.~=-]*")  # a key in which only = is to be quoted
@@ -50,12 +50,12 @@ class QuickGet:
     async def get(self, key: str) -> bytes | None:
         """Return an object's bytes; None if botocore must send the request.
 
-        Raises the gate's EgressRefusedError. The checksum of the answer is compared.
+        Raises the gate's EgressRefusedError. The checksum of the response is compared.
         """
         path = self.path(key)
         headers = self.sign(path, await self._keys(), self._wall_ns())
-        answer = await self._http.send("GET", path, headers)
-        return answer.body if answer and _is_whole(answer) else None
+        response = await self._http.send("GET", path, headers)
+        return response.body if response and _is_whole(response) else None
 
     async def list_page(self, prefix: str, token: str) -> ListPage | None:
         """Return a page of a list; None if botocore must send the request.
@@ -66,8 +66,8 @@ class QuickGet:
         asked |= {"list-type": "2", "prefix": prefix}
         query = "&".join([f"{name}={quote(text, safe='-_.~')}" for name, text in asked.items()])
         headers = self.sign(self._folder, await self._keys(), self._wall_ns(), query)
-        answer = await self._http.send("GET", f"{self._folder}?{query}", headers)
-        return answer and _read_page(answer.body)
+        response = await self._http.send("GET", f"{self._folder}?{query}", headers)
+        return response and _read_page(response.body)
 
     def path(self, key: str) -> str:
         """Return the path of an object's URL, which is also signed."""
@@ -86,7 +86,7 @@ class QuickGet:
 def _read_page(body: bytes) -> ListPage | None:
     """Return a page of a list; None if a key cannot be written in XML, or is missing."""
     try:
-        root = ET.fromstring(body)  # noqa: S314  botocore parses the same answer with it
+        root = ET.fromstring(body)  # noqa: S314  botocore parses the same response with it
         items = []
         texts: dict[str, str] = {}
         for element in root:
@@ -102,16 +102,16 @@ def _read_page(body: bytes) -> ListPage | None:
         return None
 
 
-def _is_whole(answer: PlainAnswer) -> bool:
-    """Return whether the bytes have the checksum of the answer, if S3 gives one.
+def _is_whole(response: PlainResponse) -> bool:
+    """Return whether the bytes have the checksum of the response, if S3 gives one.
 
     False also for a checksum that only botocore knows.
     """
-    given = {name: text for name, text in answer.headers.items() if name.startswith(CHECKSUM)}
+    given = {name: text for name, text in response.headers.items() if name.startswith(CHECKSUM)}
     if not given:
         return True
     given.pop(f"{CHECKSUM}type", None)
     expected = given.pop(f"{CHECKSUM}sha256", None)
     if expected is None:
         return not given
-    return base64.b64encode(hashlib.sha256(answer.body).digest()).decode() == expected
+    return base64.b64encode(hashlib.sha256(response.body).digest()).decode() == expected

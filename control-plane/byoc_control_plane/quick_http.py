@@ -3,9 +3,9 @@
 "Quick" in the names of modules and types means: sent in this way instead of by botocore.
 
 botocore and aiohttp make many objects per request, for every case of HTTP. Here a request is one
-write, and only a plain answer is read: one with status 200 and a Content-Length, as S3 and SQS give
-it for each request that succeeds. Everything else is None, and the caller leaves the request to
-botocore, with its retries and errors.
+write, and only a plain response is read: one with status 200 and a Content-Length, as S3 and SQS
+give it for each request that succeeds. Everything else is None, and the caller leaves the request
+to botocore, with its retries and errors.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ ENCODED = frozenset({"transfer-encoding", "content-encoding"})  # the body is no
 DIGITS = 16  # a length has fewer
 
 
-class PlainAnswer(NamedTuple):
-    """A whole answer with status 200."""
+class PlainResponse(NamedTuple):
+    """A whole response with status 200."""
 
     headers: dict[str, str]  # by lower-case name
     body: bytes
@@ -47,7 +47,7 @@ class QuickHttp:
         max_body_bytes: int,
         read_seconds: float = READ_SECONDS,
     ) -> None:
-        """`url` is a URL of the origin. An answer with more than `max_body_bytes` is None."""
+        """`url` is a URL of the origin. A response with more than `max_body_bytes` is None."""
         self._gate = gate
         self._origin = URL(url).origin()
         self._fixed = (
@@ -75,8 +75,8 @@ class QuickHttp:
 
     async def send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> PlainAnswer | None:
-        """Send a request once. Return the answer, or None if it is not a whole one with status 200.
+    ) -> PlainResponse | None:
+        """Send a request once. Return the response, or None if it is not plain.
 
         `path` is percent-encoded and may have a query. Raises the gate's EgressRefusedError.
         """
@@ -91,10 +91,10 @@ class QuickHttp:
             connection = self._idle.pop() if self._idle else await self._connect()
         except (OSError, UnicodeEncodeError):  # OSError: TimeoutError too
             return None
-        answer = await connection.exchange(data)
+        response = await connection.exchange(data)
         if connection.reusable:
             self._idle.append(connection)
-        return answer
+        return response
 
     async def _connect(self) -> "_Connection":
         """Open a connection. Raises OSError and EgressRefusedError."""
@@ -138,7 +138,7 @@ class QuickHttp:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: one request at a time. It is closed after everything but a plain answer."""
+    """One connection: one request at a time. A response that is not plain closes it."""
 
     def __init__(
         self,
@@ -151,11 +151,11 @@ class _Connection(asyncio.Protocol):
         self._read_seconds = read_seconds
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None: closed
-        self._waiting: asyncio.Future[PlainAnswer | None] | None = None
+        self._waiting: asyncio.Future[PlainResponse | None] | None = None
         self._buffer = bytearray()
         self._headers: dict[str, str] = {}
         self._body_at = 0  # in the buffer; 0: the head is not complete
-        self._end = 0  # of the answer, in the buffer
+        self._end = 0  # of the response, in the buffer
         self._read_at = 0.0  # seconds of the loop
 
     @property
@@ -163,8 +163,8 @@ class _Connection(asyncio.Protocol):
         """Return whether another request may be sent."""
         return self._transport is not None
 
-    async def exchange(self, data: bytes) -> PlainAnswer | None:
-        """Send a request; return its answer, or None. If cancelled, the connection is closed."""
+    async def exchange(self, data: bytes) -> PlainResponse | None:
+        """Send a request; return its response, or None. If cancelled, the connection is closed."""
         if self._transport is None:
             return None
         self._waiting = self._loop.create_future()
@@ -181,7 +181,7 @@ class _Connection(asyncio.Protocol):
             self._waiting = None
 
     def close(self) -> None:
-        """Close the connection; a request that waits has no answer. May be called twice."""
+        """Close the connection; a request that waits has no response. May be called twice."""
         if self._transport is not None:
             self._transport.abort()  # TLS would wait for the other side
             self._transport = None
@@ -194,29 +194,29 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """End the request that waits, without an answer."""
+        """End the request that waits, without a response."""
         self.close()
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of an answer."""
+        """Take a part of a response."""
         self._buffer += data
         if self._waiting is None or not self._is_plain():
-            self.close()  # bytes that nobody asked for, or an answer for botocore
+            self.close()  # bytes that nobody asked for, or a response for botocore
             return
         self._read_at = self._loop.time()
         if not self._body_at or len(self._buffer) < self._end:
             return
-        answer = PlainAnswer(self._headers, bytes(self._buffer[self._body_at :]))
+        response = PlainResponse(self._headers, bytes(self._buffer[self._body_at :]))
         waiting, self._waiting = self._waiting, None
         self._buffer.clear()
         self._body_at = 0
         if self._headers.get("connection", "keep-alive").lower() != "keep-alive":
             self.close()
         if not waiting.done():
-            waiting.set_result(answer)
+            waiting.set_result(response)
 
     def _is_plain(self) -> bool:
-        """Return whether this may become a plain answer; read its head once it is complete."""
+        """Return whether this may become a plain response; read its head once it is complete."""
         if not self._body_at:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
@@ -228,7 +228,7 @@ class _Connection(asyncio.Protocol):
             self._end = self._body_at + int(headers["content-length"])
         return len(self._buffer) <= self._end
 
-    def _check_time(self, waiting: "asyncio.Future[PlainAnswer | None]") -> None:
+    def _check_time(self, waiting: "asyncio.Future[PlainResponse | None]") -> None:
         """Close the connection if the other side has sent nothing for so long."""
         if waiting is not self._waiting:
             return
@@ -240,7 +240,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _read_head(head: bytes) -> dict[str, str] | None:
-    """Return the headers of an answer with status 200 and a length; None for any other one."""
+    """Return the headers of a response with status 200 and a length; None for any other one."""
     first, *lines = head.decode("latin-1").split("\r\n")
     if not first.startswith(OK):
         return None

@@ -1,7 +1,7 @@
 """Receives and deletes messages of SQS with a small part of botocore's work per request.
 
 Takes the place of botocore's client for the two requests that a consumer makes. "Quick": see
-`quick_http.py`. Only an answer with status 200, and with the checksum of each message, is used;
+`quick_http.py`. Only a response with status 200, and with the checksum of each message, is used;
 everything else is left to botocore, with its errors.
 """
 
@@ -18,14 +18,14 @@ from byoc_control_plane.signature import Keys, Signer
 TARGET = "AmazonSQS."  # of the header x-amz-target
 CONTENT_TYPE = "application/x-amz-json-1.0"
 PATH = "/"
-MAX_ANSWER_BYTES = 16 * 1024**2  # ten messages of 1 MiB at most, escaped
+MAX_RESPONSE_BYTES = 16 * 1024**2  # ten messages of 1 MiB at most, escaped
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class QuickQueue:
-    """The two requests, with the parameters and the answers of an SQS client of aiobotocore."""
+    """The two requests, with the parameters and the responses of an SQS client of aiobotocore."""
 
     def __init__(  # noqa: PLR0913, PLR0917  what a request needs
         self,
@@ -46,17 +46,17 @@ class QuickQueue:
 
     async def receive_message(self, **asked: Any) -> dict[str, Any]:
         """Return messages. Raises the client's errors."""
-        answer = await self._send("ReceiveMessage", asked)
-        if answer is None or not all(map(_is_whole, answer.get("Messages") or ())):
-            answer = await self._client.receive_message(**asked)
-        return answer
+        response = await self._send("ReceiveMessage", asked)
+        if response is None or not all(map(_is_whole, response.get("Messages") or ())):
+            response = await self._client.receive_message(**asked)
+        return response
 
     async def delete_message_batch(self, **asked: Any) -> dict[str, Any]:
         """Delete messages; return which were not deleted. Raises the client's errors."""
-        answer = await self._send("DeleteMessageBatch", asked)
-        if answer is None:  # a deletion may be repeated
-            answer = await self._client.delete_message_batch(**asked)
-        return answer
+        response = await self._send("DeleteMessageBatch", asked)
+        if response is None:  # a deletion may be repeated
+            response = await self._client.delete_message_batch(**asked)
+        return response
 
     async def _send(self, operation: str, asked: dict[str, Any]) -> dict[str, Any] | None:
         body = _encode(asked)
@@ -64,11 +64,11 @@ class QuickQueue:
         digest = hashlib.sha256(body).hexdigest()
         place, keys = (self._http.host, self._path, ""), await self._keys()
         signed = self._signer.sign("POST", place, headers, digest, keys, self._wall_ns())
-        answer = await self._http.send("POST", self._path, signed, body)
-        if answer is None:
+        response = await self._http.send("POST", self._path, signed, body)
+        if response is None:
             return None
         try:
-            return _decode(answer.body)
+            return _decode(response.body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
 

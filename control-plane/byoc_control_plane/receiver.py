@@ -80,18 +80,18 @@ class Receiver:
             self._progress.observe(self._progress.now_ms, caught_up=True)
             await self._clock.sleep(INTERVAL_SECONDS)
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
-        """Answer one request."""
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Handle one request."""
         if self._requests is not None and request.path == REQUESTS_PATH:
-            return await self._answer_poll(request, self._requests)
+            return await self._handle_poll(request, self._requests)
         status, content = await self._decide(request)
         self._metrics.requests.labels(str(status)).inc()
-        if status >= 500:  # noqa: PLR2004  a sender that is sent away may look silent
+        if status >= 500:  # noqa: PLR2004  a sender that is refused may look silent
             self._progress.observe(self._progress.now_ms, caught_up=False)
         if status != 200:  # noqa: PLR2004  the only success
             self._log.warning("delivery.refused", status=status, why=content, peer=request.remote)
         response = web.json_response(
-            body=msgspec.json.encode(_answer(request, status, content)),
+            body=msgspec.json.encode(_make_body(request, status, content)),
             status=status,
             headers=SERVER_HEADER,
         )
@@ -104,7 +104,7 @@ class Receiver:
             response.force_close()  # the rest of the body is not read
         return response
 
-    async def _answer_poll(self, request: web.BaseRequest, folder: RequestFolder) -> web.Response:
+    async def _handle_poll(self, request: web.BaseRequest, folder: RequestFolder) -> web.Response:
         """Answer a broker with the envelopes for its organization, or with 304."""
         owners = self._keyring.find_owners(request.headers.get("Authorization", ""))
         headers = dict(SERVER_HEADER)
@@ -132,7 +132,7 @@ class Receiver:
     ) -> tuple[int, bytes, str]:
         """Return status, body and ETag. Raises OSError, StoreError: the broker asks again.
 
-        The row `sent` of each request is stored before the first answer with it.
+        The row `sent` of each request is stored before the first response with it.
         """
         service, now_ms = request.query.get("service", ""), self._progress.now_ms
         found = await asyncio.to_thread(folder.list_for, owners, service, now_ms)
@@ -175,7 +175,7 @@ class Receiver:
     def _refuse_head(
         self, request: web.BaseRequest, owners: Mapping[str, bool]
     ) -> tuple[int, str] | None:
-        """Return the answer to a request whose body is not read, or None."""
+        """Return the response to a request whose body is not read, or None."""
         checks = (
             (request.path == PATH, 404, "not found"),
             (request.method == "POST", 405, "expected POST"),
@@ -247,10 +247,10 @@ class Receiver:
         ]
 
 
-def _answer(
+def _make_body(
     request: web.BaseRequest, status: int, content: str | Stored
 ) -> Stored | Rejected | dict[str, str]:
-    """Return the body of an answer. A rejection names the delivery that it is about."""
+    """Return the body of a response. A rejection names the delivery that it is about."""
     if isinstance(content, Stored):
         return content
     if status in CODES:

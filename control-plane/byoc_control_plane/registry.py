@@ -25,7 +25,7 @@ HEADERS = {
 
 
 class RegistryError(Exception):
-    """The registry does not allow the step. `str()` says why and what is expected."""
+    """The registry does not allow the step. `str()` states why and what is expected."""
 
 
 class Registry:

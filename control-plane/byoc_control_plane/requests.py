@@ -24,7 +24,7 @@ from byoc_agents.access.documents import (
 )
 from byoc_agents.access.envelope import MAX_ENVELOPE_BYTES, Envelope
 from byoc_agents.access.errors import DocumentError
-from byoc_agents.access.requests import MAX_ANSWER_BYTES, MAX_ENVELOPES
+from byoc_agents.access.requests import MAX_ENVELOPES, MAX_RESPONSE_BYTES
 from byoc_agents.app.files import read_within
 
 REQUESTS_PATH = "/v1/access/requests"
@@ -41,7 +41,7 @@ class ListedRequest(NamedTuple):
 
 
 class RequestList(NamedTuple):
-    """The answer to one poll, and the requests in it."""
+    """The response to one poll, and the requests in it."""
 
     body: bytes
     etag: str
@@ -71,7 +71,7 @@ class RequestFolder:
             if isinstance(document, AccessRequest) and now_ms >= document.expires_ms:
                 continue
             size += len(one.raw) + 1
-            if len(chosen) == MAX_ENVELOPES or size > MAX_ANSWER_BYTES:
+            if len(chosen) == MAX_ENVELOPES or size > MAX_RESPONSE_BYTES:
                 structlog.get_logger().error("requests.too_many", organizations=[*owners])
                 break
             chosen.append(one)

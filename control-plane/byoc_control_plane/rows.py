@@ -67,7 +67,7 @@ class TableRow(NamedTuple):
 
 
 class InvalidEventError(ValueError):
-    """The bytes are not an event of this contract. `str()` says why, without quoting the bytes."""
+    """The bytes are not an event of this contract. `str()` states why, without the bytes."""
 
 
 def build_row(body: bytes, arrived_at_ms: int) -> TableRow:

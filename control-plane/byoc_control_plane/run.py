@@ -37,7 +37,7 @@ from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
 from byoc_control_plane.quick_http import QuickHttp
-from byoc_control_plane.quick_queue import MAX_ANSWER_BYTES, QuickQueue
+from byoc_control_plane.quick_queue import MAX_RESPONSE_BYTES, QuickQueue
 from byoc_control_plane.receiver import LIMITS, Receiver
 from byoc_control_plane.requests import RequestFolder
 from byoc_control_plane.settings import (
@@ -110,7 +110,7 @@ class Process:
         )
         await progress.load()
         listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)
-        host, port = await self._stack.enter_async_context(serve(receiver.answer, listen, LIMITS))
+        host, port = await self._stack.enter_async_context(serve(receiver.handle, listen, LIMITS))
         structlog.get_logger().info("receiver.listening", host=host, port=port)
         return receiver, progress
 
@@ -133,7 +133,7 @@ class Process:
         )
         credentials = await session.get_credentials()
         http = await self._stack.enter_async_context(
-            QuickHttp(gate, url, user_agent=agent, max_body_bytes=MAX_ANSWER_BYTES)
+            QuickHttp(gate, url, user_agent=agent, max_body_bytes=MAX_RESPONSE_BYTES)
         )
         keys = credentials.get_frozen_credentials
         client = QuickQueue(client, http, url, region, keys, self.clock.wall_ns)
@@ -198,7 +198,7 @@ async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
                 tasks.append(asyncio.ensure_future(watch.run()))
                 token = _reloadable(plane.read_token, plane.read_token_file)
                 fleet = FleetAccess(store, process.clock, process.metrics, token)
-                pages = {FLEET_PATH: fleet.answer}
+                pages = {FLEET_PATH: fleet.handle}
                 host, port = await stack.enter_async_context(
                     serve_metrics(process.metrics, plane.listen, pages)
                 )

@@ -221,7 +221,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting(
             "BYOC_PLANE_VISIBILITY_SECONDS",
-            "1 to 3600: after so long a message of a consumer that died is delivered again",
+            "1 to 3600: after so long a message of a consumer that was killed is delivered again",
             parse=_visibility,
         ),
     ] = 30

@@ -87,7 +87,7 @@ def make_parser() -> CommandParser:
         "--json", action="store_const", const="json", dest="format", help="same as --format json"
     )
     parser.add_argument(
-        "--check", default="", metavar="DIRECTORY", help="compare with answers of aws, as files"
+        "--check", default="", metavar="DIRECTORY", help="compare with responses of aws, as files"
     )
     return parser
 
@@ -98,9 +98,9 @@ def main(argv: Sequence[str]) -> int:
     Raises ConfigError.
     """
     asked = make_parser().parse_args(argv)
-    template, answers = make_template(asked)
+    template, expected = make_template(asked)
     if asked.check:
-        found = live.differences(answers, live.read_responses(asked.check, answers))
+        found = live.differences(expected, live.read_responses(asked.check, expected))
         lines = "".join(f"{finding}\n" for finding in found)
         as_json = asked.format == "json"
         sys.stdout.write(findings_json("stack", asked.check, found) if as_json else lines)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_template(asked: argparse.Namespace) -> tuple[Template, list[Description]]:
-    """Return the template, and the answers that AWS gives about it. Raises ConfigError."""
+    """Return the template, and the responses of AWS about it. Raises ConfigError."""
     if not re.fullmatch(QUEUE_NAME, asked.queue, re.ASCII):
         raise ConfigError(
             [f"--queue: invalid value {asked.queue!r}: expected 1 to 67 of A-Z a-z 0-9 _ -, .fifo"]
@@ -149,9 +149,9 @@ def make_template(asked: argparse.Namespace) -> tuple[Template, list[Description
     template = Template(
         "byoc-control-plane: the vendor's bucket, queues and permissions", resources
     )
-    answers = [*_bucket_answers(asked.bucket, documents["bucket"])]
-    answers += _queue_answers(asked.queue, documents["queue"], facts.queue_arn, dead)
-    return template, answers
+    expected = [*_describe_bucket(asked.bucket, documents["bucket"])]
+    expected += _describe_queues(asked.queue, documents["queue"], facts.queue_arn, dead)
+    return template, expected
 
 
 PRIVATE = {
@@ -361,8 +361,8 @@ def _roles(facts: Facts, asked: argparse.Namespace) -> list[Resource]:
     ]
 
 
-def _bucket_answers(name: str, policy: Any) -> list[Description]:
-    def answer(operation: str, wanted: Any, *keys: str, policy: bool = False) -> Description:
+def _describe_bucket(name: str, policy: Any) -> list[Description]:
+    def describe(operation: str, wanted: Any, *keys: str, policy: bool = False) -> Description:
         def find(given: Any) -> Any:
             for key in keys:
                 given = given[int(key)] if isinstance(given, list) else given[key]
@@ -373,18 +373,18 @@ def _bucket_answers(name: str, policy: Any) -> list[Description]:
 
     encryption = ("ServerSideEncryptionConfiguration", "Rules", "0")
     return [
-        answer("get-bucket-policy", policy, "Policy", policy=True),
-        answer("get-bucket-versioning", {"Status": "Enabled"}),
-        answer(
+        describe("get-bucket-policy", policy, "Policy", policy=True),
+        describe("get-bucket-versioning", {"Status": "Enabled"}),
+        describe(
             "get-bucket-encryption", {"SSEAlgorithm": "AES256"},
             *encryption, "ApplyServerSideEncryptionByDefault",
         ),
-        answer("get-public-access-block", PRIVATE, "PublicAccessBlockConfiguration"),
-        answer(
+        describe("get-public-access-block", PRIVATE, "PublicAccessBlockConfiguration"),
+        describe(
             "get-bucket-ownership-controls", {"ObjectOwnership": "BucketOwnerEnforced"},
             "OwnershipControls", "Rules", "0",
         ),
-        answer(
+        describe(
             "get-bucket-lifecycle-configuration",
             {
                 "Status": "Enabled",
@@ -395,7 +395,7 @@ def _bucket_answers(name: str, policy: Any) -> list[Description]:
     ]  # fmt: skip
 
 
-def _queue_answers(name: str, policy: Any, arn: str, dead: str) -> list[Description]:
+def _describe_queues(name: str, policy: Any, arn: str, dead: str) -> list[Description]:
     common = {
         "MessageRetentionPeriod": RETENTION_SECONDS,
         "SqsManagedSseEnabled": True,
@@ -410,13 +410,13 @@ def _queue_answers(name: str, policy: Any, arn: str, dead: str) -> list[Descript
             *queue,
             {"QueueArn": arn, **common, "RedrivePolicy": redrive,
              "VisibilityTimeout": VISIBILITY_SECONDS},
-            lambda answer: answer["Attributes"],
+            lambda response: response["Attributes"],
         ),
-        Description(*queue, policy, lambda answer: answer["Attributes"]["Policy"], policy=True),
+        Description(*queue, policy, lambda response: response["Attributes"]["Policy"], policy=True),
         Description(
             "get-queue-attributes-dead-letters.json",
             command.format(dead.rpartition(":")[2]),
             {"QueueArn": dead, **common},
-            lambda answer: answer["Attributes"],
+            lambda response: response["Attributes"],
         ),
     ]  # fmt: skip

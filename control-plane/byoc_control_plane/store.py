@@ -13,7 +13,7 @@ import aiohttp
 from byoc_agents.errors import ConfigError
 from byoc_control_plane.schema import TableEngine, table_statements
 
-ANSWER_SECONDS = 30.0  # one statement
+STATEMENT_SECONDS = 30.0  # one statement
 # Texts of times as the messages have them; fields of later versions are in the `event` column.
 INSERT_SETTINGS = "date_time_input_format='best_effort', input_format_skip_unknown_fields=1"
 QUERY_SETTINGS = "output_format_json_quote_64bit_integers=0"
@@ -33,7 +33,7 @@ class RowsRefusedError(StoreError):
 class Store(Protocol):
     """Executes statements. `run` may be called again with the same rows: they replace each other.
 
-    It returns the answer after ClickHouse has executed the statement. Raises RowsRefusedError if
+    It returns the response after ClickHouse has executed the statement. Raises RowsRefusedError if
     the data can never be accepted, and StoreError if the statement may be tried again.
     """
 
@@ -50,8 +50,8 @@ async def insert_rows(store: Store, table: str, lines: Iterable[bytes]) -> None:
 
 async def fetch_rows(store: Store, query: str) -> list[dict[str, Any]]:
     """Return the rows of a query. Raises as `Store.run`."""
-    answer = await store.run(f"{query} SETTINGS {QUERY_SETTINGS} FORMAT JSONEachRow")
-    return [json.loads(line) for line in answer.splitlines() if line]
+    response = await store.run(f"{query} SETTINGS {QUERY_SETTINGS} FORMAT JSONEachRow")
+    return [json.loads(line) for line in response.splitlines() if line]
 
 
 async def create_tables(store: Store, engine: TableEngine = "single") -> None:
@@ -69,14 +69,14 @@ class HttpStore:
         session: aiohttp.ClientSession,
         *,
         password: str = "",
-        timeout_seconds: float = ANSWER_SECONDS,
+        timeout_seconds: float = STATEMENT_SECONDS,
     ) -> None:
         parts = urlsplit(url)
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         netloc = parts.netloc.rpartition("@")[2]
         self._url = urlunsplit((parts.scheme, netloc, parts.path or "/", "", ""))
-        # The answer comes after the whole statement; an error in the middle is never a 200.
+        # The response comes after the whole statement; an error in the middle is never a 200.
         self._query = dict(parse_qsl(parts.query)) | {"wait_end_of_query": "1"}
         self._headers = {"X-ClickHouse-User": parts.username or "default"}
         if password:
@@ -96,14 +96,14 @@ class HttpStore:
                 headers=self._headers,
                 timeout=self._timeout,
                 allow_redirects=False,
-            ) as answer:
-                body = await answer.read()
-                if answer.status == 200:  # noqa: PLR2004  the only success of this interface
+            ) as response:
+                body = await response.read()
+                if response.status == 200:  # noqa: PLR2004  the only success of this interface
                     return body
-                code = answer.headers.get("X-ClickHouse-Exception-Code", "")
-                raise _error(int(code) if code.isdigit() else 0, f"status {answer.status}")
+                code = response.headers.get("X-ClickHouse-Exception-Code", "")
+                raise _error(int(code) if code.isdigit() else 0, f"status {response.status}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise StoreError(f"ClickHouse does not answer: {type(error).__name__}") from error
+            raise StoreError(f"ClickHouse does not respond: {type(error).__name__}") from error
 
 
 class EmbeddedStore:
@@ -124,12 +124,12 @@ class EmbeddedStore:
     def execute(self, statement: str, data: bytes = b"") -> bytes:
         """Execute a statement, blocking."""
         try:
-            answer = self._session.query(f"{statement}\n{data.decode()}" if data else statement)
+            response = self._session.query(f"{statement}\n{data.decode()}" if data else statement)
         except (RuntimeError, UnicodeDecodeError) as error:
             text = str(error)
             code = text.partition("Code: ")[2].partition(".")[0]
             raise _error(int(code) if code.isdigit() else 0, text) from error
-        return bytes(answer.bytes()) if answer is not None else b""
+        return bytes(response.bytes()) if response is not None else b""
 
 
 def _error(code: int, text: str) -> StoreError:

@@ -49,16 +49,16 @@ def generate(wanted: int, records: int) -> dict[str, bytes]:
     return dict(sorted(found.items())[:wanted])
 
 
-def serve_bucket(wanted: int, records: int, answer: Connection, stop: Event) -> None:
+def serve_bucket(wanted: int, records: int, response: Connection, stop: Event) -> None:
     """Serve the objects until asked to stop; send the URL, then the number of objects left."""
 
     async def run() -> None:
         async with FakeS3() as double:
             double.objects = generate(wanted, records)
-            answer.send(double.url)
+            response.send(double.url)
             while not stop.is_set():  # noqa: ASYNC110  another process sets it
                 await asyncio.sleep(0.2)
-            answer.send(len(double.objects))
+            response.send(len(double.objects))
 
     asyncio.run(run())
 

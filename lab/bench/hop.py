@@ -2,7 +2,7 @@
 
 All three send the same alerts to the same receiver over HTTPS, in turn in one run. Each has one
 core, like a pod with a CPU limit; sender and receiver have the others. The forwarder answers 200
-after an fsync. Alertmanager answers from memory. syslog-ng accepts lines without an answer and
+after an fsync. Alertmanager answers from memory. syslog-ng accepts lines without a response and
 keeps them in a disk buffer without an fsync. Then the layers of the forwarder are measured one at a
 time: a bare aiohttp server that reads and answers, the forwarder with no alert selected, and the
 forwarder with no alert that can be delivered.
@@ -175,7 +175,7 @@ def _records(url: str, senders: int, first: int) -> list[float]:
 
 
 def _lines(port: int, first: int) -> list[float]:
-    """Send lines. There are no answers, so no response times."""
+    """Send lines. There are no responses, so no response times."""
     with socket.create_connection(("127.0.0.1", port)) as out:
         for body in sender.webhooks(ALERTS, first):
             out.sendall(body + b"\n")

@@ -86,8 +86,8 @@ def _alertmanager(lab: Lab) -> float:
 def _node(lab: Lab) -> float:
     with peers.node_exporter(lab.place("node")) as (pid, url):
         for _ in range(20):
-            with DIRECT.open(url) as answer:
-                answer.read()
+            with DIRECT.open(url) as response:
+                response.read()
         return rss_mib(psutil.Process(pid))
 
 

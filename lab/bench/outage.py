@@ -1,8 +1,9 @@
 """Memory, disk and the drain of an outage: 20,000 alerts arrive while the receiver answers 503.
 
-Each program has an empty state and all cores. Eight senders wait for each answer. Then the receiver
-answers 200, until every alert has arrived. Alertmanager groups 100 alerts by a label, as the others
-send up to 100 in a request; alone, each alert would be a group with retries of its own.
+Each program has an empty state and all cores. Eight senders wait for each response. Then the
+receiver answers 200, until every alert has arrived. Alertmanager groups 100 alerts by a
+label, as the others send up to 100 in a request; alone, each alert would be a group with retries
+of its own.
 """
 
 import json

@@ -12,7 +12,7 @@ from lab.bench import go_peers
 from lab.bench.lab import until
 from lab.fakes.http import WEBHOOK_TOKEN
 from lab.real.parts import install, prometheus
-from lab.real.parts.process import PartError, RealProcess, answers, free_port, listens
+from lab.real.parts.process import PartError, RealProcess, free_port, listens, responds
 
 COLLECTD = """
 BaseDir "{place}"
@@ -156,7 +156,7 @@ def node_exporter(place: Path) -> Iterator[tuple[int, str]]:
     command = [program, f"--web.listen-address=127.0.0.1:{port}"]
     url = f"http://127.0.0.1:{port}/metrics"
     with spawned(command, place / "log", {}) as pid:
-        until(lambda: answers(url), 30)
+        until(lambda: responds(url), 30)
         yield pid, url
 
 
@@ -166,7 +166,7 @@ def bare_aiohttp(place: Path, python: Path) -> Iterator[tuple[int, str]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     with spawned([str(python), "-c", BARE, str(port)], place / "log", {}) as pid:
-        until(lambda: answers(url), 30)
+        until(lambda: responds(url), 30)
         yield pid, url
 
 

@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._data = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport for the answers."""
+        """Keep the transport for the responses."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LINK = (
-    "cut", "slow", "reset", "close", "lost_answer", "half_answer", "drip", "hang", "garbage",
+    "cut", "slow", "reset", "close", "lost_response", "half_response", "drip", "hang", "garbage",
     "server_error", "throttled", "forbidden", "credentials", "not_found", "mixed",
 )  # fmt: skip
 LANES: dict[str, tuple[str, ...]] = {
     "s3": (*LINK, "conflict", "redirect"),
     "sqs": LINK,
     "plane": (*LINK, "redirect", "rejected"),
-    "webhook": ("cut", "slow", "reset", "lost_answer", "half_answer", "server_error"),
+    "webhook": ("cut", "slow", "reset", "lost_response", "half_response", "server_error"),
     "clickhouse": ("cut", "slow", "reset", "hang", "server_error", "credentials", "garbage"),
     "daemons": ("kill", "kill_twice", "pause", "terminate", "kill_all"),
     "disk": ("full",),

@@ -49,7 +49,7 @@ REFUSALS = (413, 422)  # of one message, if another one is accepted
 HTTP_ERRORS = {
     "server_error": 503, "throttled": 429, "forbidden": 403, "credentials": 401, "not_found": 404,
 }  # fmt: skip
-MIXED = ("reset", "close", "lost_answer", "half_answer", "server_error", "throttled", "slow")
+MIXED = ("reset", "close", "lost_response", "half_response", "server_error", "throttled", "slow")
 
 
 def slow(seconds: float) -> Behavior:
@@ -79,8 +79,8 @@ def behavior(lane: str, kind: str, rng: random.Random) -> Behavior:
         "slow": lambda: slow(rng.uniform(0.1, 1.5)),
         "reset": lambda: reset,
         "close": lambda: close,
-        "lost_answer": lambda: lose(rng.choice((close, reset))),
-        "half_answer": lambda: cut(rng.randrange(1, 60)),
+        "lost_response": lambda: lose(rng.choice((close, reset))),
+        "half_response": lambda: cut(rng.randrange(1, 60)),
         "drip": drip,
         "hang": lambda: hang,
         "garbage": garbage,

@@ -15,7 +15,7 @@ from typing import Any
 from lab.cluster import components, parts
 from lab.cluster.machine import GROUPS, RUN, find_hierarchies
 from lab.real.parts import install
-from lab.real.parts.process import PartError, Program, answers
+from lab.real.parts.process import PartError, Program, responds
 from lab.real.scraper import eventually
 
 START_SECONDS = 120.0
@@ -112,17 +112,17 @@ class Cluster:
         for name in names:
             self.components[name].start()
             if name == "containerd":
-                eventually(lambda: _answers_at(components.socket(self.directory)), START_SECONDS)
+                eventually(lambda: _responds_at(components.socket(self.directory)), START_SECONDS)
             if name == "kubelet":
-                eventually(self._kubelet_answers, START_SECONDS)
+                eventually(self._kubelet_responds, START_SECONDS)
 
-    def _kubelet_answers(self) -> bool:
+    def _kubelet_responds(self) -> bool:
         """Start it again if it has ended, as a service manager does: containerd may be late."""
         try:
             self.components["kubelet"].check()
         except PartError:
             self.components["kubelet"].start()
-        return answers(KUBELET_HEALTH)
+        return responds(KUBELET_HEALTH)
 
     def iptables(self, *arguments: str) -> None:
         """Change the packet filter of the node, past which the kubelet's port-forwards go."""
@@ -198,7 +198,7 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
         cluster.start("etcd", "kube-apiserver", "containerd")
         components.import_images(directory)
         report(f"images loaded after {time.monotonic() - started:.1f} s")
-        cluster.wait(lambda: _answers(cluster), "the API server")
+        cluster.wait(lambda: _responds(cluster), "the API server")
         cluster.start("kube-controller-manager", "kube-scheduler", "kubelet")
         cluster.wait(lambda: _node_ready(cluster), "the node")
         cluster.start("kube-router")  # it ends if the node is not known yet
@@ -208,13 +208,13 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
         cluster.kill(*reversed(made))
 
 
-def _answers_at(path: Path) -> bool:
+def _responds_at(path: Path) -> bool:
     """Return whether something listens on a Unix socket; its file outlives a killed program."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 
 
-def _answers(cluster: Cluster) -> bool:
+def _responds(cluster: Cluster) -> bool:
     return cluster.attempt("kubectl", "get", "--raw", "/readyz").stdout == "ok"
 
 

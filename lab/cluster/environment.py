@@ -441,13 +441,13 @@ def wait_for_chart(cluster: Cluster) -> None:
     # The sidecars have no readiness probe: one may still be loading its modules.
     every = [(pod, port) for pod in chart_pods(cluster) for port in ports(pod).values()]
     cluster.wait(
-        lambda: all(_answers(cluster, pod, port) for pod, port in every),
+        lambda: all(_responds(cluster, pod, port) for pod, port in every),
         "the daemons' pages",
         NAMESPACE,
     )
 
 
-def _answers(cluster: Cluster, pod: Manifest, port: int) -> bool:
+def _responds(cluster: Cluster, pod: Manifest, port: int) -> bool:
     try:
         return bool(admin_page(cluster, pod, port, "healthz"))
     except (OSError, PartError):  # a kubelet that has just started forwards nothing yet
@@ -482,6 +482,6 @@ def admin_page(cluster: Cluster, pod: Manifest, port: int, page: str) -> str:
     """Return a page of a daemon."""
     with (
         cluster.forwarding(NAMESPACE, pod["metadata"]["name"], port) as url,
-        DIRECT.open(f"{url}/{page}", timeout=10) as answer,
+        DIRECT.open(f"{url}/{page}", timeout=10) as response,
     ):
-        return str(answer.read().decode())
+        return str(response.read().decode())

@@ -31,12 +31,12 @@ class ChdbServer:
         statement = parse_qs(urlsplit(request.target).query).get("query", [""])[0]
         text = f"{statement}\n{request.body.decode()}" if statement else request.body.decode()
         try:
-            answer = self._session.query(text)
+            response = self._session.query(text)
         except RuntimeError as error:
             code = re.match(r"Code: (\d+)", str(error))
             headers = {"X-ClickHouse-Exception-Code": code[1] if code else "0"}
             return Reply(500, headers, str(error).encode())
-        return Reply(200, {}, bytes(answer.bytes()) if answer is not None else b"")
+        return Reply(200, {}, bytes(response.bytes()) if response is not None else b"")
 
 
 @asynccontextmanager

@@ -156,10 +156,10 @@ def hours_of(wanted: int, records: int, hours: int = 24) -> Iterator[Message]:
             yield from objects((history.measured() for _ in range(records)), size=records)
 
 
-def run_alone(root: str, answer: Connection) -> None:
+def run_alone(root: str, response: Connection) -> None:
     """Compact; send CPU in seconds and peak memory in MiB."""
     compact(Path(root))
-    answer.send(used_so_far())
+    response.send(used_so_far())
 
 
 def used_so_far() -> tuple[float, float]:
@@ -212,7 +212,7 @@ def figures_of(
     }
 
 
-def serve_million(wanted: int, records: int, hours: int, answer: Connection) -> None:
+def serve_million(wanted: int, records: int, hours: int, response: Connection) -> None:
     """Serve the objects from memory, until asked to stop.
 
     Sends the report of `verify` on the originals and the URL; then, at each request, how many
@@ -227,14 +227,14 @@ def serve_million(wanted: int, records: int, hours: int, answer: Connection) -> 
                 audit.add(key, messages[key])
                 double.objects[key] = messages[key]
             messages.clear()
-            answer.send((audit.report("v1/"), double.url))
-            while await asyncio.to_thread(answer.recv) != "stop":
-                answer.send(sum(1 for key in double.objects if key.startswith("v1/org=")))
+            response.send((audit.report("v1/"), double.url))
+            while await asyncio.to_thread(response.recv) != "stop":
+                response.send(sum(1 for key in double.objects if key.startswith("v1/org=")))
 
     asyncio.run(run())
 
 
-def run_alone_over_http(url: str, answer: Connection) -> None:
+def run_alone_over_http(url: str, response: Connection) -> None:
     """Compact a bucket; send CPU in seconds and peak memory in MiB."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     os.environ.update(KEYS)
@@ -245,7 +245,7 @@ def run_alone_over_http(url: str, answer: Connection) -> None:
             await Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics()).run(BEFORE)
 
     asyncio.run(run())
-    answer.send(used_so_far())
+    response.send(used_so_far())
 
 
 def compact_over_http(wanted: int, records: int, hours: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from byoc_control_plane.store import StoreError
 
 
 class MemoryStore:
-    """Keeps the rows of INSERT statements; answers other statements with `answers`.
+    """Keeps the rows of INSERT statements; answers other statements with `results`.
 
     `refuse(table, row)` may return an error for a row; `error` fails every statement.
     """
@@ -22,7 +22,7 @@ class MemoryStore:
         self.released = asyncio.Event()  # statements wait for it
         self.released.set()
         self.refuse: Callable[[str, dict[str, Any]], StoreError | None] = lambda _table, _row: None
-        self.answers: list[tuple[str, list[dict[str, Any]]]] = []  # part of a query, its rows
+        self.results: list[tuple[str, list[dict[str, Any]]]] = []  # part of a query, its rows
 
     async def run(self, statement: str, data: bytes = b"") -> bytes:
         """Execute a statement; see `Store.run`."""
@@ -31,7 +31,7 @@ class MemoryStore:
         if self.error:
             raise self.error
         if not statement.startswith("INSERT INTO "):
-            found = [rows for part, rows in self.answers if part in statement]
+            found = [rows for part, rows in self.results if part in statement]
             return b"\n".join(json.dumps(row).encode() for row in (found[0] if found else []))
         table = statement.split()[2]
         rows = [json.loads(line) for line in data.splitlines()]

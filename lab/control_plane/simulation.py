@@ -153,7 +153,7 @@ class LocalStackQueue:
 
     async def send(self, messages: list[Fed]) -> None:
         """Send one batch. Raises RuntimeError if the queue did not take all of it."""
-        answer = await self._client.send_message_batch(
+        response = await self._client.send_message_batch(
             QueueUrl=self._url,
             Entries=[
                 {
@@ -165,14 +165,14 @@ class LocalStackQueue:
                 for number, one in enumerate(messages)
             ],
         )
-        if answer.get("Failed"):
-            raise RuntimeError(f"LocalStack refused {answer['Failed']}")
+        if response.get("Failed"):
+            raise RuntimeError(f"LocalStack refused {response['Failed']}")
 
     async def waiting(self) -> int:
         """Return how many messages are visible or in flight."""
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        answer = await self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=names)
-        return sum(int(answer["Attributes"][name]) for name in names)
+        response = await self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=names)
+        return sum(int(response["Attributes"][name]) for name in names)
 
 
 @asynccontextmanager

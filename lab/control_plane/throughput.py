@@ -79,7 +79,7 @@ async def measure_consumer(
 async def measure_receiver(
     directory: Path, store_url: str, messages: int
 ) -> dict[str, float | str]:
-    """Send batches of alerts from several forwarders, each after the answer to the one before."""
+    """Send batches of alerts from several forwarders, each after the response to the one before."""
     settings = {
         "BYOC_PLANE_STORE_URL": store_url,
         "BYOC_PLANE_TOKEN": "tok",

@@ -31,9 +31,9 @@ class Alertmanager:
         body = notification(name, began_ms, now_ms if status == "resolved" else None)
         async with self.session.post(
             f"http://{webhook}/v1/alerts", json=body, headers=WEBHOOK_HEADERS
-        ) as answer:
-            if answer.status != 200:
-                raise DemoError(f"the forwarder answers {answer.status} to a notification")
+        ) as response:
+            if response.status != 200:
+                raise DemoError(f"the forwarder answers {response.status} to a notification")
         self.accepted.append((name, status))
 
 

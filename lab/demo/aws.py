@@ -44,9 +44,9 @@ class Door:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [SLOW_DOWN]
-        answer = self._inside(environ, start_response)
+        response = self._inside(environ, start_response)
         self.puts += is_put
-        return answer
+        return response
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class ControlPlane:
         """Return the body of every accepted delivery."""
         return self.receiver.bodies if self.receiver else []
 
-    def answer(self, _number: int, _request: web.Request) -> web.Response | None:
+    def respond(self, _number: int, _request: web.Request) -> web.Response | None:
         """Return 503 while down."""
         self.refused += self.down
         return web.Response(status=503) if self.down else None
@@ -47,7 +47,7 @@ async def control_plane() -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
     token = secrets.token_urlsafe()
     signing_secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
     plane = ControlPlane()
-    plane.receiver = Receiver(token, signing_secret, clock=SystemClock(), fault=plane.answer)
+    plane.receiver = Receiver(token, signing_secret, clock=SystemClock(), fault=plane.respond)
     async with listening(plane.receiver) as plane.url:
         yield (
             plane,

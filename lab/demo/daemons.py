@@ -95,7 +95,7 @@ class Daemons:
         if self.child.returncode is not None:
             raise DemoError(f"the daemons ended with exit code {self.child.returncode}")
         try:
-            async with self._session.get(f"{self._url}/{name}", timeout=PATIENT) as answer:
-                return await answer.read()
+            async with self._session.get(f"{self._url}/{name}", timeout=PATIENT) as response:
+                return await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise DemoError(f"the daemons do not answer: {error}\n{tail(self.log)}") from error
+            raise DemoError(f"the daemons do not respond: {error}\n{tail(self.log)}") from error

@@ -31,10 +31,10 @@ class Queue:
                 await self._client.delete_message(QueueUrl=self.url, ReceiptHandle=handle)
 
     async def _receive(self) -> list[dict[str, Any]]:
-        answer = await self._client.receive_message(
+        response = await self._client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=0
         )
-        return list(answer.get("Messages", []))
+        return list(response.get("Messages", []))
 
     @property
     def transitions(self) -> list[StateV1]:

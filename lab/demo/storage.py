@@ -37,8 +37,8 @@ class Storage:
                 await self._read(item["Key"])
 
     async def _read(self, key: str) -> None:
-        answer = await self._client.get_object(Bucket=BUCKET, Key=key)
-        async with answer["Body"] as stream:
+        response = await self._client.get_object(Bucket=BUCKET, Key=key)
+        async with response["Body"] as stream:
             self.bodies[key] = await stream.read()
         self.records += [decode(line).data for line in unseal(key, self.bodies[key])]
 

@@ -12,7 +12,7 @@ from lab.fakes.s3 import FakeS3, Put
 
 
 async def run(port: int, journal: Path, lose_every: int) -> None:
-    """Serve a FakeS3 until SIGTERM. The journal gets one JSON line per PUT before the answer."""
+    """Serve a FakeS3 until SIGTERM. The journal gets one JSON line per PUT before the response."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 

@@ -66,16 +66,16 @@ class ClickHouseDouble:
     )
     hidden_lines: int = 0  # of query_log: counted, and not returned
     statements: list[str] = field(default_factory=list)
-    on_statement: Callable[[str], None] = lambda _: None  # after it has run, before the answer
+    on_statement: Callable[[str], None] = lambda _: None  # after it has run, before the response
 
     def __post_init__(self) -> None:
         self.http = HttpDouble(apply=self._apply)
         self._kills: dict[str, asyncio.Event] = {}  # user -> set by KILL QUERY
 
     async def run_query(self, uri: str, text: str) -> str | None:
-        """Return the answer to a query as TSV, or None if no user has the certificate's name now.
+        """Return the result of a query as TSV, or None if no user has the certificate's name now.
 
-        Each query begins and ends in query_log. The queries with an answer are QUERY, RUNNING_QUERY
+        Each query begins and ends in query_log. The known queries are QUERY, RUNNING_QUERY
         and LONG_QUERY, which is in system.processes while it runs. It goes on after its user was
         dropped: only KILL QUERY ends it.
         """
@@ -90,13 +90,13 @@ class ClickHouseDouble:
         query_id = f"q-{started}"
         row = {"time": self.clock_ms(), "query_id": query_id, "query": text}
         log.append({**row, "type": "QueryStart", "result_rows": 0})
-        answer = await self._answer_query(name, query_id, text)
-        known = not answer.startswith("Code: ")
+        response = await self._run_known_query(name, query_id, text)
+        known = not response.startswith("Code: ")
         ended = "QueryFinish" if known else "ExceptionWhileProcessing"
         log.append({**row, "type": ended, "result_rows": int(known)})
-        return answer
+        return response
 
-    async def _answer_query(self, user: str, query_id: str, text: str) -> str:
+    async def _run_known_query(self, user: str, query_id: str, text: str) -> str:
         if text == QUERY:
             return f"{user}\n"
         if text == RUNNING_QUERY:
@@ -117,17 +117,17 @@ class ClickHouseDouble:
         text = request.body.decode()
         statement = text.removesuffix("\nFORMAT JSONCompact")
         self.statements.append(statement)
-        reply = self._answer(statement, selects=text != statement)
+        reply = self._respond(statement, selects=text != statement)
         self.on_statement(statement)
         return reply
 
-    def _answer(self, statement: str, *, selects: bool) -> Reply:
+    def _respond(self, statement: str, *, selects: bool) -> Reply:
         for part, code in self.refused.items():
             if part in statement:
                 return refuse(code)
         if selects:
             rows = self._select(statement)
-            return refuse(62) if rows is None else answer(rows)
+            return refuse(62) if rows is None else respond(rows)
         return Reply() if self._execute(statement) else refuse(62)
 
     def _execute(self, statement: str) -> bool:
@@ -257,7 +257,7 @@ def refuse(code: int) -> Reply:
     )
 
 
-def answer(rows: list[Row]) -> Reply:
+def respond(rows: list[Row]) -> Reply:
     """Return the rows in JSONCompact, with the types that our client converts."""
     columns = list(rows[0]) if rows else []
     body = {

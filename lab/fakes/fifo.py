@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from lab.fakes.http import Behavior, Exchange, Reply, Request, serve
-from lab.fakes.sqs import FakeSqs, Sent, sqs_answer, sqs_error
+from lab.fakes.sqs import FakeSqs, Sent, sqs_error, sqs_response
 
 RECEIVE, DELETE = "AmazonSQS.ReceiveMessage", "AmazonSQS.DeleteMessageBatch"
 POLL_SECONDS = 0.01
@@ -109,7 +109,7 @@ class FakeFifo(FakeSqs):
                 one.visible_at = now + asked["VisibilityTimeout"]
                 found.append(self._deliver(group, one))
             self.groups[group] = self.groups.pop(group)  # the next receive begins elsewhere
-        return sqs_answer({"Messages": found} if found else {})
+        return sqs_response({"Messages": found} if found else {})
 
     def _deliver(self, group: str, one: Queued) -> dict[str, Any]:
         handle = f"handle-{next(self._numbers)}"
@@ -137,4 +137,5 @@ class FakeFifo(FakeSqs):
                 self.groups[group].remove(one)
                 if not self.groups[group]:
                     del self.groups[group]
-        return sqs_answer({"Successful": [{"Id": e["Id"]} for e in asked["Entries"]], "Failed": []})
+        deleted = [{"Id": entry["Id"]} for entry in asked["Entries"]]
+        return sqs_response({"Successful": deleted, "Failed": []})

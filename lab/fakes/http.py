@@ -72,7 +72,7 @@ Script = Callable[[Request], Behavior]
 
 
 async def serve(exchange: Exchange) -> None:
-    """Execute the request and answer."""
+    """Execute the request and respond."""
     await exchange.write(exchange.apply(exchange.request).encode())
 
 
@@ -136,7 +136,7 @@ async def reset(exchange: Exchange) -> None:
 
 
 def cut(after: int = 20) -> Behavior:
-    """Execute the request, send only the first bytes of the answer, close."""
+    """Execute the request, send only the first bytes of the response, close."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(exchange.apply(exchange.request).encode()[:after])
@@ -146,7 +146,7 @@ def cut(after: int = 20) -> Behavior:
 
 
 def lose(then: Behavior = close) -> Behavior:
-    """Execute the request, but lose the answer."""
+    """Execute the request, but lose the response."""
 
     async def behave(exchange: Exchange) -> None:
         exchange.apply(exchange.request)

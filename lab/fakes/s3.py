@@ -42,7 +42,7 @@ class FakeS3:
         self.puts: list[Put] = []
         self.deleted: list[str] = []
         self.undeletable: set[str] = set()  # keys whose deletion is refused
-        self.page_keys = 1000  # of one answer to ListObjectsV2; S3 quota
+        self.page_keys = 1000  # of one response to ListObjectsV2; S3 quota
         self.http = HttpDouble(script, apply=self.apply, port=port)
         self._owner = owner
         self._on_put = on_put
@@ -76,11 +76,11 @@ class FakeS3:
             return Reply(200, {"etag": _etag(self.objects[key])}, self.objects[key])
         if request.method != "PUT":
             return s3_error(404, "NoSuchKey")
-        answer = self._refusal(request, key) or self._store(key, request.body)
-        put = Put(key, hashlib.sha256(request.body).hexdigest(), answer.status)
+        response = self._refusal(request, key) or self._store(key, request.body)
+        put = Put(key, hashlib.sha256(request.body).hexdigest(), response.status)
         self.puts.append(put)
         self._on_put(put)
-        return answer
+        return response
 
     def _list(self, query: Mapping[str, str]) -> Reply:
         """Answer ListObjectsV2. A token is the last key, so deleted keys shift no page."""

@@ -89,14 +89,14 @@ class FakeSqs:
         asked = json.loads(request.body)["Entries"]
         if len(asked) > MAX_ENTRIES:
             return sqs_error(400, "TooManyEntriesInBatchRequest")
-        answer: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
+        response: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
         for entry in asked:
             self.entries += 1
             if failure := self.refuse(entry):
-                answer["Failed"].append({"Id": entry["Id"], **failure})
+                response["Failed"].append({"Id": entry["Id"], **failure})
             else:
-                answer["Successful"].append({"Id": entry["Id"], **self._take(entry)})
-        return sqs_answer(answer)
+                response["Successful"].append({"Id": entry["Id"], **self._take(entry)})
+        return sqs_response(response)
 
     def _take(self, entry: Entry) -> dict[str, Any]:
         key = (entry["MessageGroupId"], entry["MessageDeduplicationId"])
@@ -111,10 +111,10 @@ class FakeSqs:
         return {"MessageId": self._known[key], "MD5OfMessageBody": digest}
 
 
-def sqs_answer(answer: Mapping[str, Any]) -> Reply:
-    """Return an answer as SQS writes it."""
+def sqs_response(response: Mapping[str, Any]) -> Reply:
+    """Return a response as SQS writes it."""
     headers = {"content-type": "application/x-amz-json-1.0"}
-    return Reply(200, headers, json.dumps(answer).encode())
+    return Reply(200, headers, json.dumps(response).encode())
 
 
 def sqs_error(status: int, code: str, headers: Mapping[str, str] | None = None) -> Reply:
@@ -125,7 +125,7 @@ def sqs_error(status: int, code: str, headers: Mapping[str, str] | None = None) 
 
 
 async def run(port: int, journal: Path, lose_every: int) -> None:
-    """Serve until SIGTERM. The journal gets one JSON line per message before the answer."""
+    """Serve until SIGTERM. The journal gets one JSON line per message before the response."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 

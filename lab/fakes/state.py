@@ -83,9 +83,9 @@ class ScriptedServer:
         """Return the rows of all sources that the query reads, or raise a scripted error."""
         if self.hanging & _find_sources(sql):
             await asyncio.Event().wait()
-        return [{"name": name, "value": value} for name, value in self.answer(sql)]
+        return [{"name": name, "value": value} for name, value in self.find_rows(sql)]
 
-    def answer(self, sql: str) -> list[tuple[str, str]]:
+    def find_rows(self, sql: str) -> list[tuple[str, str]]:
         """Return (name, value) of all sources that the query reads. Raises the scripted errors."""
         self.queries.append(sql)
         asked = _find_sources(sql)
@@ -155,7 +155,7 @@ class FakeClickHouse:
 
     def _query(self, sql: str) -> Reply:
         try:
-            rows = self.server.answer(sql.removesuffix("\nFORMAT JSONCompact"))
+            rows = self.server.find_rows(sql.removesuffix("\nFORMAT JSONCompact"))
         except ClickHouseError as error:
             return self._error(500, error.code)
         meta = [{"name": name, "type": "String"} for name in ("name", "value")]

@@ -220,8 +220,8 @@ def apply(load: Load, server: RealProcess) -> None:
     """Run the queries in turn until the server has used that much CPU."""
     end = cpu_seconds(server.pid) + load.core_seconds
     for sql in cycle(load.queries):
-        with DIRECT.open(server.url, data=sql.encode(), timeout=60) as answer:
-            assert answer.status == 200
+        with DIRECT.open(server.url, data=sql.encode(), timeout=60) as response:
+            assert response.status == 200
         if cpu_seconds(server.pid) >= end:
             return
 

@@ -156,8 +156,8 @@ async def daemon(url: str, directory: Path, **settings: str) -> AsyncIterator[Fo
 def post(url: str, value: object) -> None:
     body = json.dumps(value).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with DIRECT.open(request, timeout=10) as answer:
-        assert answer.status == 200
+    with DIRECT.open(request, timeout=10) as response:
+        assert response.status == 200
 
 
 async def raise_alert(alertmanager: RealProcess, name: str, *, ended: bool = False) -> None:
@@ -174,8 +174,8 @@ async def raise_alert(alertmanager: RealProcess, name: str, *, ended: bool = Fal
 
 
 def metric(forwarder: Forwarder, name: str) -> float:
-    with DIRECT.open(f"{forwarder.process.url}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
+    with DIRECT.open(f"{forwarder.process.url}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 

@@ -27,10 +27,10 @@ class Front:
         sql = request.body.decode().removesuffix("\nFORMAT JSONCompact")
         self.asked.append(sql)
         try:
-            answer = self._engine.query(sql, "JSONCompact")
+            response = self._engine.query(sql, "JSONCompact")
         except RuntimeError as error:
             return Reply(500, {}, str(error).encode())
-        return Reply(200, {}, str(answer).encode())
+        return Reply(200, {}, str(response).encode())
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def eventually(look: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
-    """Poll until an answer is true; return it. Raises AssertionError after a timeout."""
+    """Poll until a response is true; return it. Raises AssertionError after a timeout."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
         assert time.monotonic() < deadline, f"{look} returned {seen!r} after {seconds:.0f} s"
@@ -114,14 +114,15 @@ class Scraper:
         return self._process is not None and self._process.poll() is None
 
     def page(self, name: str) -> tuple[int, str]:
-        """Return status and text of a page; (0, "") without an answer."""
+        """Return status and text of a page; (0, "") without a response."""
         assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.log()}"
         listen = self.logged("admin.listening")
         if not listen:
             return 0, ""
         try:
-            with DIRECT.open(f"http://127.0.0.1:{listen[-1]['port']}/{name}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
+            url = f"http://127.0.0.1:{listen[-1]['port']}/{name}"
+            with DIRECT.open(url, timeout=5) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as refused:
             with refused:
                 return refused.code, refused.read().decode()
@@ -129,7 +130,7 @@ class Scraper:
             return 0, ""
 
     def status(self) -> dict[str, Any]:
-        """Return its part of /status; empty without an answer."""
+        """Return its part of /status; empty without a response."""
         code, text = self.page("status")
         return dict(json.loads(text)["daemons"][NAME]) if code == 200 else {}
 
@@ -144,7 +145,7 @@ class Scraper:
 
     def counted(self, metric: str, **labels: str) -> int:
         """Return the sum of a metric over all series with these labels."""
-        text = eventually(lambda: self.page("metrics")[1])  # no answer would count as 0
+        text = eventually(lambda: self.page("metrics")[1])  # no response would count as 0
         families = text_string_to_metric_families(text)
         samples = [one for family in families for one in family.samples if one.name == metric]
         return int(sum(one.value for one in samples if labels.items() <= one.labels.items()))

@@ -35,7 +35,7 @@ from botocore.validate import validate_parameters
 
 from lab.real.parts import helm as helm_part
 from lab.real.parts.install import ROOT
-from lab.real.parts.process import POLL_SECONDS, answers
+from lab.real.parts.process import POLL_SECONDS, responds
 
 CALLS = "STAND_IN_CALLS"  # file of the calls; rendered manifests and answers of EKS are next to it
 INSTALLED = "STAND_IN_INSTALLED"  # PYTHONPATH of the control plane that a page has installed
@@ -157,7 +157,7 @@ def aws(arguments: list[str]) -> None:
     """Check one request, built from options as the AWS CLI builds it: `file://` reads a file.
 
     It is not sent to moto, which ignores a bucket policy's conditions and lacks operations of IAM.
-    The answers of EKS are files next to CALLS.
+    The responses of EKS are files next to CALLS.
     """
     service, operation, *options = arguments
     session = botocore.session.get_session()
@@ -236,7 +236,7 @@ def byoc_control_plane(arguments: list[str]) -> None:
         if arguments[0] == "run" or "--watch" in arguments:
             page = f"http://{environ['BYOC_PLANE_LISTEN']}/healthz"
             deadline = time.monotonic() + READY_SECONDS
-            while program.poll() is None and not answers(page):
+            while program.poll() is None and not responds(page):
                 _need(time.monotonic() < deadline, f"{page}: not healthy")
                 time.sleep(POLL_SECONDS)
             program.terminate()

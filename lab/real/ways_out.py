@@ -253,7 +253,7 @@ def send_on_accepted(server: socket.socket, secret: str) -> None:
     outside.ask(server.getsockname()[1])
     server.settimeout(5)
     server.accept()[0].sendall(secret.encode())
-    outside.answer()
+    outside.read_response()
 
 
 def relayed(secret: str) -> None:
@@ -355,14 +355,14 @@ class Outside:
         self._ask.write(f"{port}\n")
         self._ask.flush()
 
-    def answer(self) -> None:
-        """Read the answer to `ask`, for the next `received`."""
+    def read_response(self) -> None:
+        """Read the response to `ask`, for the next `received`."""
         self._early += json.loads(self._reported.readline())
 
     def received(self) -> list[str]:
         """Return the data received since the last call."""
         self.ask()
-        self.answer()
+        self.read_response()
         came, self._early = self._early, []
         return came
 

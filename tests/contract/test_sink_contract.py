@@ -60,8 +60,8 @@ async def on_moto(moto: str) -> AsyncIterator[Backend]:
             listed = await client.list_objects_v2(Bucket="bucket")
             found = {}
             for item in listed.get("Contents", []):
-                answer = await client.get_object(Bucket="bucket", Key=item["Key"])
-                found[item["Key"]] = await answer["Body"].read()
+                response = await client.get_object(Bucket="bucket", Key=item["Key"])
+                found[item["Key"]] = await response["Body"].read()
             return found
 
         yield Backend(sink, stored)

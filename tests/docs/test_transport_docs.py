@@ -25,7 +25,7 @@ from lab.fakes.billing import ReplicaHistory
 from lab.fakes.http import HttpDouble, always, reply
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
-from tests.unit.egress.test_egress_aws import STS_ANSWER
+from tests.unit.egress.test_egress_aws import STS_RESPONSE
 from tests.unit.sinks import s3_sinks, sqs_sinks
 
 AGENT_ANSWER = b"""{"AccessKeyId": "ASIA", "SecretAccessKey": "s", "Token": "t",
@@ -106,7 +106,7 @@ async def test_sts_gets_the_documented_headers_and_parameters(
 ) -> None:
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-    async with HttpDouble(always(reply(200, {}, STS_ANSWER))) as sts:
+    async with HttpDouble(always(reply(200, {}, STS_RESPONSE))) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         gate = Gate([https_destination(sts.url, purpose="p", daemon="d", setting="s")])
         await fetch_credentials(aws_session(gate, s3_sinks.HERE))

@@ -1,4 +1,4 @@
-"""Exactly once, with an oracle: kills at every step, lost answers, bad answers, lost disks.
+"""Exactly once, with an oracle: kills at every step, lost responses, bad responses, lost disks.
 
 The oracle is the S3 double (each object written, and how often), the shipped verifier (nothing
 missing, doubled, torn or overlapping) and the truth about the target's counter.
@@ -40,7 +40,7 @@ CONTEXT.set_forkserver_preload(["tests.faults.killable_scraper"])
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # for the fork server's preload
 TICKS = 24  # two minutes: 12 windows, 4 objects
 SEEDS = range(int(os.environ.get("FAULT_SEEDS", "5")))  # `make test-real` runs 40
-BAD_ANSWERS: dict[str, Behavior] = {
+BAD_RESPONSES: dict[str, Behavior] = {
     "409": reply(409, body=s3_error(409, "ConditionalRequestConflict").body),
     "403": reply(403, body=s3_error(403, "AccessDenied").body),
     "404": reply(404, body=s3_error(404, "NoSuchBucket").body),
@@ -52,7 +52,7 @@ BAD_ANSWERS: dict[str, Behavior] = {
     "closed": close_connection,
     "reset": reset,
     "half-closed": cut(),
-    "applied, answer lost": lose(),
+    "applied, response lost": lose(),
     "applied, connection reset": lose(reset),
 }
 
@@ -126,7 +126,7 @@ async def test_a_kill_at_every_step_of_seal_put_and_ack(harness: Harness) -> Non
     exit_code: int | None = -9
     while exit_code == -9:
         step += 1
-        exit_code = await harness.run(ticks=13, burn_at=step)
+        exit_code = await harness.run(ticks=13, kill_at=step)
     report = await harness.settle()
     print(f"kills={harness.kills} steps={step} objects={report.objects} records={report.records}")
     assert harness.kills >= 20
@@ -137,7 +137,7 @@ async def test_a_kill_at_every_step_of_seal_put_and_ack(harness: Harness) -> Non
 async def test_kills_at_random_moments_while_s3_answers_badly(harness: Harness, seed: int) -> None:
     rng = random.Random(seed)
     assert await harness.run(ticks=1) == 0
-    harness.s3.http.script = badly(rng, list(BAD_ANSWERS.values()), chance=0.4)
+    harness.s3.http.script = badly(rng, list(BAD_RESPONSES.values()), chance=0.4)
     for _ in range(4):
         process = harness.start(ticks=TICKS, attempt_seconds=0.05)
         await asyncio.sleep(rng.random() * 0.4)
@@ -149,7 +149,7 @@ async def test_kills_at_random_moments_while_s3_answers_badly(harness: Harness, 
     assert_exactly_once(harness, report)
 
 
-@pytest.mark.parametrize("behavior", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+@pytest.mark.parametrize("behavior", BAD_RESPONSES.values(), ids=BAD_RESPONSES)
 async def test_nothing_is_dropped_while_s3_answers(harness: Harness, behavior: Behavior) -> None:
     harness.s3.http.script = always(behavior)
     assert await harness.run(attempt_seconds=0.05) == 0
@@ -168,7 +168,7 @@ async def test_a_full_disk_makes_longer_windows_and_loses_no_cpu_second(harness:
 async def test_a_corrupt_spool_is_set_aside_and_stated(harness: Harness, seed: int) -> None:
     rng = random.Random(seed)
     assert await harness.run() == 0
-    harness.s3.http.script = always(BAD_ANSWERS["503 throttled"])
+    harness.s3.http.script = always(BAD_RESPONSES["503 throttled"])
     assert await harness.run() == 0
     damage(harness.directory / "spool.db", rng)
     assert await harness.run() == 0

@@ -106,6 +106,6 @@ def test_the_store_keeps_each_body_in_its_own_list() -> None:
         (url, first), (_, second) = store.bucket("first"), store.bucket("second")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         for body in (b"a", b"bc"):
-            with opener.open(url, data=body, timeout=10) as answer:
-                assert answer.status == 200
+            with opener.open(url, data=body, timeout=10) as response:
+                assert response.status == 200
     assert (first, second) == ([b"a", b"bc"], [])

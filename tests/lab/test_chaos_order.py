@@ -1,4 +1,4 @@
-"""Which state may come late: a heartbeat that no answer called stored, and nothing else."""
+"""Which state may come late: a heartbeat that no response called stored, and nothing else."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ OTHERS = [*sent(35, "ok"), REFUSED, *sent(36, "timeout", "ok")]
         (body(34, "transition"), sent(34, "timeout"), [35, 36, 34]),
     ],
 )
-def test_only_a_heartbeat_that_no_answer_called_stored_may_be_late(
+def test_only_a_heartbeat_that_no_response_called_stored_may_be_late(
     late: dict[str, Any], ledger: list[dict[str, Any]], judged: list[int]
 ) -> None:
     bodies = [body(35, "transition"), body(36), late]

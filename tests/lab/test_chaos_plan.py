@@ -78,15 +78,15 @@ def test_what_a_killed_queue_took_and_never_gave_counts_as_delivered() -> None:
         {"x-amz-target": "AmazonSQS.SendMessageBatch"},
         json.dumps({"Entries": entries}).encode(),
     )
-    answer = {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": [{"Id": "2"}]}
+    response = {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": [{"Id": "2"}]}
     queue.taken(request, Reply(503))
-    queue.taken(request, Reply(200, {}, json.dumps(answer).encode()))
+    queue.taken(request, Reply(200, {}, json.dumps(response).encode()))
     queue.got.append({"id": 0})
     queue.record_delivered()
     assert (queue.got, queue.sent) == ([{"id": 0}, {"id": 1}], [])
 
 
-def test_what_s3_says_is_already_there_was_stored_though_the_answer_was_lost() -> None:
+def test_what_s3_says_is_already_there_was_stored_though_the_response_was_lost() -> None:
     stored = Stored("usage")
     first = Request(0, "PUT", "/usage/v1/key", {}, b"first")
     again = Request(1, "PUT", "/usage/v1/key", {}, b"again")

@@ -11,7 +11,7 @@ import aiohttp
 import psutil
 import pytest
 
-from byoc_agents.access.replicas import user_of
+from byoc_agents.access.clickhouse_admin import user_of
 from lab.demo import access_route
 from lab.demo.access import RECORD
 from lab.fakes.access import CANCELLED, LONG_QUERY, RUNNING_QUERY, ClickHouseDouble

@@ -126,9 +126,9 @@ async def test_the_bucket_and_the_queue_are_there_and_empty() -> None:
 async def test_a_control_plane_that_is_down_says_503_and_keeps_nothing() -> None:
     async with control_plane() as (plane, settings):
         assert settings["BYOC_ALERTS_URL"] == plane.url
-        assert plane.answer(1, SimpleNamespace()) is None  # type: ignore[arg-type]  # not looked at
+        assert plane.respond(1, SimpleNamespace()) is None  # type: ignore[arg-type]  # not looked at
         plane.down = True
-        refused = plane.answer(2, SimpleNamespace())  # type: ignore[arg-type]  # not looked at
+        refused = plane.respond(2, SimpleNamespace())  # type: ignore[arg-type]  # not looked at
         assert refused is not None
         assert (refused.status, plane.refused, plane.alerts) == (503, 1, [])
 

@@ -12,9 +12,9 @@ import pytest
 
 from byoc_agents.access import clickhouse_sql as sql
 from byoc_agents.access import server_checks
-from byoc_agents.access.clickhouse_admin import PAGE_ROWS, ClickHouseServer
+from byoc_agents.access.clickhouse_admin import GrantAccount
+from byoc_agents.access.clickhouse_server import PAGE_ROWS, ClickHouseServer
 from byoc_agents.access.errors import ServerError
-from byoc_agents.access.replicas import GrantAccount
 from byoc_agents.access.server_checks import ServerCheck
 from byoc_agents.clickhouse import ClickHouse
 from lab.real import access_columns

@@ -92,10 +92,10 @@ class Alertmanager:
     url: str
     session: aiohttp.ClientSession
     rng: random.Random
-    sent: set[str] = field(default_factory=set)  # fingerprint and status, whatever the answer was
+    sent: set[str] = field(default_factory=set)  # fingerprint and status, whatever the response was
     stored: set[str] = field(default_factory=set)  # answered with 200
     number: int = 0
-    last_answer: str = "none yet"
+    last_response: str = "none yet"
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -116,11 +116,11 @@ class Alertmanager:
 
     async def post(self, body: bytes) -> bool:
         try:
-            async with self.session.post(self.url, data=body, headers=WEBHOOK_HEADERS) as answer:
-                self.last_answer = f"{answer.status} {await answer.text()}"
-                return answer.status == 200
+            async with self.session.post(self.url, data=body, headers=WEBHOOK_HEADERS) as response:
+                self.last_response = f"{response.status} {await response.text()}"
+                return response.status == 200
         except aiohttp.ClientError as error:
-            self.last_answer = repr(error)
+            self.last_response = repr(error)
             return False
 
 
@@ -262,7 +262,7 @@ async def run_once(runs: Runs, sender: Alertmanager, rng: random.Random) -> bool
     try:
         await moment(rng, sender.answered)
     except TimeoutError:
-        pytest.fail(f"nothing was accepted for {PATIENCE_SECONDS} s; answer: {sender.last_answer}")
+        pytest.fail(f"nothing was accepted for {PATIENCE_SECONDS} s: {sender.last_response}")
     await runs.end(signal.SIGKILL)
     return len(sender.stored) > stored
 

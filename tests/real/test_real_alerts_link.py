@@ -67,7 +67,7 @@ async def whole(
 
 
 async def late(reader: asyncio.StreamReader, _: asyncio.StreamWriter, plane_port: int) -> None:
-    """Carry the request; the answer comes when nobody waits for it any more."""
+    """Carry the request; the response comes when nobody waits for it any more."""
     _answers, requests = await asyncio.open_connection("127.0.0.1", plane_port)
     await pipe(reader, requests)
 
@@ -114,7 +114,7 @@ async def linked(plane: Plane) -> AsyncIterator[Link]:
         (late, "timeout", True),
         (dripping, "timeout", False),
     ],
-    ids=["down", "answers too late", "drips its answer"],
+    ids=["down", "answers too late", "drips its response"],
 )
 async def test_each_alert_is_reported_once_and_in_order_when_the_control_plane_is_back(
     plane: Plane,
@@ -131,7 +131,7 @@ async def test_each_alert_is_reported_once_and_in_order_when_the_control_plane_i
         async with daemon(url, tmp_path, **timeout) as forwarder:
             await reached(
                 forwarder, "byoc_messages_sent_total", 1
-            )  # the heartbeat, and its answer is back
+            )  # the heartbeat, and its response is back
             await link.become(trouble)
             first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
             for number, (name, ended) in enumerate([("A", False), ("B", False), ("A", True)]):

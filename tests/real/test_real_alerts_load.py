@@ -149,13 +149,13 @@ async def test_our_hop_beside_alertmanagers(
 
         async def to_us(number: int) -> None:
             whole = {"version": "4", "receiver": "byoc", "alerts": [alert(number)]}
-            async with session.post(url, json=whole, headers=WEBHOOK_HEADERS) as answer:
-                assert answer.status == 200
+            async with session.post(url, json=whole, headers=WEBHOOK_HEADERS) as response:
+                assert response.status == 200
 
         async def to_alertmanager(number: int) -> None:
             one = {k: v for k, v in alert(number).items() if k not in {"status", "fingerprint"}}
-            async with session.post(f"{theirs.url}/api/v2/alerts", json=[one]) as answer:
-                assert answer.status == 200
+            async with session.post(f"{theirs.url}/api/v2/alerts", json=[one]) as response:
+                assert response.status == 200
 
         ratios = []
         for first in range(0, ROUNDS * 2 * ALERTS, 2 * ALERTS):  # in turn: noise affects both

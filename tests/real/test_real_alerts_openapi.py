@@ -130,11 +130,11 @@ async def test_the_reference_receiver_keeps_to_the_file(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def answering(path: str, answer: web.Response) -> AsyncIterator[str]:
+async def answering(path: str, response: web.Response) -> AsyncIterator[str]:
     """Answer whatever comes with the same."""
 
     async def same(_: web.Request) -> web.Response:
-        return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+        return web.Response(status=response.status, body=response.body, headers=response.headers)
 
     app = web.Application()
     app.router.add_post(path, same)
@@ -147,7 +147,7 @@ async def answering(path: str, answer: web.Response) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("path", ["/v1/alerts", "/v1/events"])
 @pytest.mark.parametrize(
-    ("check", "answer"),
+    ("check", "response"),
     [
         ("not_a_server_error", lambda: web.Response(status=500)),
         ("status_code_conformance", lambda: web.Response(status=418)),
@@ -157,10 +157,10 @@ async def answering(path: str, answer: web.Response) -> AsyncIterator[str]:
     ids=["500", "undocumented", "takes everything", "asks for no token"],
 )
 async def test_a_server_that_breaks_the_file_is_found_out(
-    tmp_path: Path, path: str, check: str, answer: Callable[[], web.Response]
+    tmp_path: Path, path: str, check: str, response: Callable[[], web.Response]
 ) -> None:
     flags = ("--max-examples=20", "--max-failures=1", f"--checks={check}")
-    async with answering(path, answer()) as url:
+    async with answering(path, response()) as url:
         found = await verdict(tmp_path, url, path, *flags)
     assert found.exit_code == 1, found.text
     assert re.search(r"\d failures? in", found.text), "it failed at something else"

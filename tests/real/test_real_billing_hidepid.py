@@ -85,7 +85,7 @@ REUSE = """
 import asyncio, json, subprocess
 from pathlib import Path
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.billing.sources.select import open_target, parse_target
+from byoc_agents.billing.sources.target import open_target, parse_target
 from byoc_agents.clickhouse import ClickHouse
 
 def start():

@@ -55,7 +55,7 @@ def test_killed_at_random_while_s3_freezes_and_restarts(
 ) -> None:
     """An S3 that forgets all at its restart is two stores, of which neither may hold a key twice.
 
-    A key may be in both, where the kill came before the answer: then with the same bytes.
+    A key may be in both, where the kill came before the response: then with the same bytes.
     """
     rng = random.Random(seed)
     bucket.create()

@@ -200,7 +200,7 @@ METER = """
 import asyncio, json, os, sys
 import byoc_agents.billing.sources.process_tree  # before the ids change: our files may be private
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.billing.sources.select import open_target, parse_target
+from byoc_agents.billing.sources.target import open_target, parse_target
 from byoc_agents.clickhouse import ClickHouse
 uid = int(sys.argv[2])
 os.setgroups([101])

@@ -41,9 +41,9 @@ async def test_a_server_from_before_serveruuid_names_itself_by_its_host(
 def test_a_new_server_answers_the_query_with_its_uuid(tmp_path: Path) -> None:
     session = chdb.session.Session(str(tmp_path))
     metrics = "(SELECT arrayJoin(['OSUserTimeCPU0', 'OSUserTimeCPU1']) AS metric, 1.5 AS value)"
-    answer = str(session.query(SQL.replace("system.asynchronous_metrics", metrics), "TSV"))
+    response = str(session.query(SQL.replace("system.asynchronous_metrics", metrics), "TSV"))
     session.close()
-    named = dict(line.split("\t") for line in answer.splitlines())
+    named = dict(line.split("\t") for line in response.splitlines())
     assert named["host_name"]
     assert named["server_uuid"].count("-") == 4
     assert named["machine_cpus"] == "2"

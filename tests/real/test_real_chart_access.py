@@ -261,8 +261,8 @@ def test_the_program_accepts_the_settings_of_its_container(
     ]
     ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
     assert ports == {53, 443, 8443}
-    (comer,) = policy["spec"]["ingress"]
-    assert [port["port"] for port in comer["ports"]] == [container["ports"][0]["containerPort"]]
+    (client,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in client["ports"]] == [container["ports"][0]["containerPort"]]
 
 
 def test_the_kill_switch_is_on_until_a_person_sets_it_off(broker: tuple[str, ...]) -> None:

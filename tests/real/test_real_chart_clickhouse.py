@@ -98,7 +98,7 @@ def test_a_real_server_refuses_default_from_elsewhere(
             "127.0.0.1", server.port, timeout=10, source_address=(source, 0)
         )
         connection.request("GET", "/?query=SELECT%201&user=default")
-        answer = connection.getresponse()
-        text = answer.read().decode()
+        response = connection.getresponse()
+        text = response.read().decode()
         connection.close()
-    assert (answer.status == 200) == (text == "1\n") == accepted
+    assert (response.status == 200) == (text == "1\n") == accepted

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from byoc_agents.app.context import ClickHouseSettings
 from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS, configure, daemon_spec
+from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.app.settings import CoreSettings, settings_of
 from lab.real.chart import reference, render
 from lab.real.chart.pods import Pod, environment, pods, printed_pod

@@ -1,4 +1,4 @@
-"""Tests of upgrade and uninstall with volumes, by real Helm and an API server's answers."""
+"""Tests of upgrade and uninstall with volumes, by real Helm and an API server's responses."""
 
 import json
 import threading

@@ -52,8 +52,8 @@ class _Direct:
 
     async def run(self, statement: str, data: bytes = b"") -> bytes:
         text = f"{statement}\n{data.decode()}" if data else statement
-        answer = self._session.query(text)
-        return bytes(answer.bytes()) if answer is not None else b""
+        response = self._session.query(text)
+        return bytes(response.bytes()) if response is not None else b""
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ async def test_a_browser_in_another_time_zone_shows_the_same(full: _Direct, zone
             assert found == await fetch_rows(full, expand(sql)), panel["title"]
 
 
-async def test_every_panel_has_an_answer_without_any_rows(tmp_path: Path) -> None:
+async def test_every_panel_has_a_response_without_any_rows(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "lab.control_plane.chdb_http", str(tmp_path / "chdb")]
     log = tmp_path / "chdb.log"
     async with (
@@ -338,7 +338,7 @@ async def serving(session: chdb.session.Session) -> AsyncIterator[str]:
     async with serving_chdb(session) as server, aiohttp.ClientSession() as client:
         metrics = PlaneMetrics()
         access = FleetAccess(HttpStore(server.http.url, client), clock, metrics, lambda: "")
-        async with serve_metrics(metrics, ("127.0.0.1", 0), {PATH: access.answer}) as (host, port):
+        async with serve_metrics(metrics, ("127.0.0.1", 0), {PATH: access.handle}) as (host, port):
             yield f"http://{host}:{port}{PATH}"
 
 

@@ -40,8 +40,8 @@ async def send_all(client: Any, queue_url: str) -> list[str]:
 async def depth(client: Any, queue_url: str) -> int:
     """Return how many messages are in the queue, visible or in flight."""
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-    answer = await client.get_queue_attributes(QueueUrl=queue_url, AttributeNames=names)
-    return sum(int(answer["Attributes"][name]) for name in names)
+    response = await client.get_queue_attributes(QueueUrl=queue_url, AttributeNames=names)
+    return sum(int(response["Attributes"][name]) for name in names)
 
 
 async def test_every_message_of_a_real_queue_is_a_row_and_poison_is_set_aside(

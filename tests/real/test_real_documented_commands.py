@@ -258,12 +258,12 @@ def test_the_commands_of_the_access_page_run(tree: Path) -> None:
     """All blocks but the drill, and the policy, which `access policy` accepts."""
     (policy,) = blocks(ACCESS, "yaml")
     (tree / "policy.yaml").write_text(policy)
-    for name, answer in (
+    for name, response in (
         ("describe-cluster", test_policy_eks.cluster()),
         ("describe-access-entry", test_policy_eks.entry()),
         ("list-associated-access-policies", test_policy_eks.policies()),
     ):
-        (tree.parent / f"{name}.json").write_text(json.dumps(answer))
+        (tree.parent / f"{name}.json").write_text(json.dumps(response))
     assert "`byoc-agents access policy policy.yaml`" in ACCESS.read_text()
     scripts = [text for text in blocks(ACCESS, "") if text not in drill()]
     printed, calls = run_script(

@@ -34,8 +34,8 @@ ALONE = (*hardened(), "--network=none")
 GET = """
 import sys, urllib.request
 for page in sys.argv[1:]:
-    with urllib.request.urlopen("http://127.0.0.1:9464" + page) as answer:
-        print(answer.status, answer.read().decode().split()[0])
+    with urllib.request.urlopen("http://127.0.0.1:9464" + page) as response:
+        print(response.status, response.read().decode().split()[0])
 """
 STATUS = """
 import urllib.request

@@ -52,10 +52,10 @@ class Queue:
 
     def states(self) -> list[str]:
         """Take the available messages; return the states of all messages up to now."""
-        answer = self.client.receive_message(
+        response = self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=1
         )
-        for item in answer.get("Messages", []):
+        for item in response.get("Messages", []):
             self.got.append(json.loads(item["Body"]))
             self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
         return [message["data"]["state"] for message in self.got]

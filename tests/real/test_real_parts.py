@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 from lab.real.parts import clickhouse, install
 from lab.real.parts.kernel import ControlGroup
 from lab.real.parts.localstack import CREDENTIALS, REGION
-from lab.real.parts.process import DIRECT, PartError, RealProcess, answers, free_port
+from lab.real.parts.process import DIRECT, PartError, RealProcess, free_port, responds
 
 RACERS = 20
 BURN_SECONDS = 0.3  # CPU, not wall: what `burn` uses in user mode before it ends
@@ -33,8 +33,8 @@ BURN = f"import time\nwhile time.process_time() < {BURN_SECONDS}: pass"
 
 
 def get(url: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> str:
-    with DIRECT.open(urllib.request.Request(url, body, headers or {}), timeout=10) as answer:
-        return str(answer.read().decode().strip())
+    with DIRECT.open(urllib.request.Request(url, body, headers or {}), timeout=10) as response:
+        return str(response.read().decode().strip())
 
 
 def query(server: RealProcess, sql: str, password: str = clickhouse.PASSWORD) -> str:
@@ -162,7 +162,7 @@ def test_old_clickhouse_can_be_killed_and_comes_back_with_its_data(
     get(old_clickhouse.url, body=b"INSERT INTO t VALUES (7)")
     first = old_clickhouse.pid
     old_clickhouse.kill()
-    assert not answers(f"{old_clickhouse.url}/ping")
+    assert not responds(f"{old_clickhouse.url}/ping")
     old_clickhouse.start()
     assert query(old_clickhouse, "SELECT n FROM t") == "7"
     assert old_clickhouse.pid != first

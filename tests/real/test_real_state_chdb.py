@@ -11,9 +11,9 @@ import chdb.session
 import pytest
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import configure, daemon_spec
+from byoc_agents.app.runtime import Runtime
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.egress.gate import Gate
 from byoc_agents.state import queries
@@ -70,12 +70,12 @@ QUERIES = [
 def test_the_modern_engine_runs_every_query(
     engine: chdb.session.Session, source: ProbeSource, number: int
 ) -> None:
-    answer = json.loads(
+    response = json.loads(
         str(engine.query(queries.combine_selects([ALL[source][number]]), "JSONCompact"))
     )
-    assert [column["name"] for column in answer["meta"]] == ["name", "value"]
-    assert {column["type"] for column in answer["meta"]} == {"String"}
-    for name, value in answer["data"]:
+    assert [column["name"] for column in response["meta"]] == ["name", "value"]
+    assert {column["type"] for column in response["meta"]} == {"String"}
+    for name, value in response["data"]:
         assert name.startswith(f"{source}.")
         assert float(value) >= 0
 

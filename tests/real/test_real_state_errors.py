@@ -2,7 +2,7 @@
 
 The exporter's probes poll the engine over HTTP before and after the statements. The list covers the
 ways in which a statement fails: damaged or cut input, missing Keeper, limits of the query, other
-servers that do not answer, files, and tables or settings that cannot work. A damaged compressed
+servers that do not respond, files, and tables or settings that cannot work. A damaged compressed
 block and KILL QUERY need a whole server; the engine in a process takes neither.
 """
 
@@ -118,8 +118,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def count_errors(engine: Any) -> dict[str, int]:
-    answer = str(engine.query("SELECT name, value FROM system.errors", "JSONEachRow"))
-    return {row["name"]: int(row["value"]) for row in map(json.loads, answer.splitlines())}
+    response = str(engine.query("SELECT name, value FROM system.errors", "JSONEachRow"))
+    return {row["name"]: int(row["value"]) for row in map(json.loads, response.splitlines())}
 
 
 def count_events(engine: Any) -> str:
@@ -131,7 +131,7 @@ def count_events(engine: Any) -> str:
 
 
 async def observe(engine: Any) -> StateObservation:
-    """Poll through HTTP, until every query has an answer: the machine of a test can be slow."""
+    """Poll through HTTP, until every query has a response: the machine of a test can be slow."""
     async with front(engine) as server, ClickHouse(server.http.url) as client:
         prober = Prober(client, clock=SystemClock())
         while True:
@@ -190,8 +190,8 @@ def test_the_errors_of_other_servers_are_left_out(engine: Any) -> None:
         )
     )
     sql = queries.FAST[ProbeSource.ERRORS].replace(f"FROM {ProbeSource.ERRORS}", f"FROM ({rows})")
-    answer = json.loads(str(engine.query(sql, "JSONCompact")))
-    assert answer["data"] == [["system.errors.faults", "2"]]
+    response = json.loads(str(engine.query(sql, "JSONCompact")))
+    assert response["data"] == [["system.errors.faults", "2"]]
 
 
 def test_a_delay_that_is_not_possible_is_counted_apart(engine: Any) -> None:

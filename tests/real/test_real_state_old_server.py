@@ -87,9 +87,9 @@ def soon(met: Callable[[], bool]) -> bool:
 
 
 def ask(server: RealProcess, sql: str) -> str:
-    """Run a query as the administrator; an empty answer while there is no table yet."""
+    """Run a query as the administrator; an empty response while there is no table yet."""
     try:
-        with urllib.request.urlopen(server.url, data=sql.encode(), timeout=10) as answer:
-            return str(answer.read().decode().strip())
+        with urllib.request.urlopen(server.url, data=sql.encode(), timeout=10) as response:
+            return str(response.read().decode().strip())
     except urllib.error.HTTPError:
         return "0"

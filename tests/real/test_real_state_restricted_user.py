@@ -193,7 +193,7 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
         observation, _ = await look(engine)
     missing = {name for name, how in observation.sources.items() if how is not SourceResult.OK}
     assert observation.sources[source] is SourceResult.DENIED
-    # without the parts nothing proves that the other empty answers are the truth
+    # without the parts nothing proves that the other empty responses are the truth
     assert missing == (FILTERED if source is ProbeSource.PARTS else {source})
     found = judged(observation)
     assert found.state is ServiceState.DEGRADED
@@ -204,7 +204,7 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
 
 async def test_without_show_tables_empty_rows_are_no_health(place: Path) -> None:
     with restricted_user(place, without="SHOW TABLES") as engine:
-        assert rows(engine, f"SELECT active FROM {VIEWS}.parts") == [], "an empty answer, no error"
+        assert rows(engine, f"SELECT active FROM {VIEWS}.parts") == [], "empty, not an error"
         observation, _ = await look(engine)
     hidden = {name for name, how in observation.sources.items() if how is SourceResult.HIDDEN}
     assert hidden == FILTERED

@@ -16,9 +16,9 @@ import pytest
 from aiobotocore.session import AioSession
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import configure, daemon_spec
+from byoc_agents.app.runtime import Runtime
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_config, aws_session
@@ -52,10 +52,10 @@ class Queue:
 
     async def receive(self, seconds: int = 1) -> None:
         """Take every available item, and wait for the first if there is none."""
-        answer = await self.client.receive_message(
+        response = await self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=seconds
         )
-        for item in answer.get("Messages", []):
+        for item in response.get("Messages", []):
             self.got.append(json.loads(item["Body"]))
             await self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
 

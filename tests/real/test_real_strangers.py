@@ -13,8 +13,8 @@ from lab.real.alerts_lab import AM_CONFIG
 from lab.real.parts.process import DIRECT, RealProcess
 from lab.real.scraper import eventually
 from lab.strangers import (
-    ANSWER_SECONDS,
     DAEMONS,
+    RESPONSE_SECONDS,
     Scenario,
     Strangers,
     allow_connections,
@@ -59,7 +59,7 @@ def test_a_real_alertmanager_delivers_among_silent_connections(
         finally:
             strangers.stop()
         assert running.process.poll() is None
-    assert seconds < ANSWER_SECONDS
+    assert seconds < RESPONSE_SECONDS
 
 
 def post_alert(alertmanager: str) -> None:
@@ -69,11 +69,11 @@ def post_alert(alertmanager: str) -> None:
         data=json.dumps([alert]).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with DIRECT.open(request, timeout=10) as answer:
-        assert answer.status == 200
+    with DIRECT.open(request, timeout=10) as response:
+        assert response.status == 200
 
 
 def notified(pages: str) -> bool:
     """Return whether Alertmanager's notification was accepted."""
-    with DIRECT.open(f"{pages}/status", timeout=10) as answer:
-        return bool(json.load(answer)["daemons"]["alert-forwarder"]["last_notification"])
+    with DIRECT.open(f"{pages}/status", timeout=10) as response:
+        return bool(json.load(response)["daemons"]["alert-forwarder"]["last_notification"])

@@ -44,10 +44,11 @@ from byoc_agents.state.message import StateEvent
 from lab.demo.alertmanager import notification
 from lab.fakes.core import NullLedger, ScriptedSink
 from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
+from lab.fakes.killable import SimClock
 from lab.fakes.scrapers import make_scraper
 from lab.fakes.state import HEALTHY, ScriptedServer
 from lab.real.stored import usages
-from tests.faults.killable_scraper import IDENTITY, SimClock, SimTarget, cpu_usec
+from tests.faults.killable_scraper import IDENTITY, SimTarget, cpu_usec, make_clock
 from tests.unit.state import killable_exporter
 
 DAY_SECONDS = 86_400
@@ -103,7 +104,7 @@ async def caught_up(ship: Shipper, spool: Spool, sink: Down) -> None:
 
 async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) -> None:
     """The bound is reached after some days; from there a record covers an hour; none is lost."""
-    clock, sink = SimClock(0), Down()
+    clock, sink = make_clock(0), Down()
     async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
         scraper, ship = metering(spool, clock), shipper("billing-scraper", spool, sink, clock)
         for number in range(DAYS * DAY_SECONDS // SAMPLE_SECONDS):
@@ -153,10 +154,10 @@ def assert_accounted(stored: dict[str, bytes], seconds: int) -> None:
 
 
 async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(memory: Path) -> None:
-    clock, sink, turns = killable_exporter.SimClock(0), Down(max_messages=10), 0
+    clock, sink, turns = SimClock(0), Down(max_messages=10), 0
     server = ScriptedServer(rows=dict(HEALTHY))
     async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
-        exporter = killable_exporter._exporter(server, spool, clock, Metrics())
+        exporter = killable_exporter.make_exporter(server, spool, clock, Metrics())
         ship = shipper("state-exporter", spool, sink, clock)
         for step in range(DAYS * DAY_SECONDS // POLL_SECONDS):
             turn = (step // 42) % 2  # every seven hours
@@ -185,7 +186,7 @@ Client = TestClient[web.BaseRequest, None]
 async def forwarding(
     memory: Path,
 ) -> AsyncIterator[tuple[SimClock, Spool, HeartbeatSender, Client]]:
-    clock = SimClock(0)
+    clock = make_clock(0)
     origin = Origin("org", "svc", "eu-west-1", "replica-0")
     rules = Rules(
         origin=origin,
@@ -202,7 +203,7 @@ async def forwarding(
             origin, relay, spool, clock, intervals=HeartbeatIntervals(60, 300)
         )
         webhook = Webhook(relay, ReloadableSecret(WEBHOOK_TOKEN), counts)
-        client: Client = TestClient(RawTestServer(webhook.answer))
+        client: Client = TestClient(RawTestServer(webhook.handle))
         async with client:
             yield clock, spool, heartbeat, client
 
@@ -217,10 +218,10 @@ async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
         now_ms = clock.wall_ns() // 1_000_000
         for name in (f"alert-{hour}", "Watchdog"):
             body = notification(name, now_ms if name != "Watchdog" else 1, None)
-            async with client.post(PATH, json=body, headers=WEBHOOK_HEADERS) as answer:
-                assert answer.status in {200, 503}
-                refused += answer.status == 503
-                stored += [name] if answer.status == 200 and name != "Watchdog" else []
+            async with client.post(PATH, json=body, headers=WEBHOOK_HEADERS) as response:
+                assert response.status in {200, 503}
+                refused += response.status == 503
+                stored += [name] if response.status == 200 and name != "Watchdog" else []
         await ship.attempt()
         clock.second += HOUR_SECONDS
     await caught_up(ship, spool, sink)

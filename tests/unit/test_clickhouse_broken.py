@@ -1,4 +1,4 @@
-"""The ClickHouse client where nobody listens, the connection breaks, or the answer is anything."""
+"""The ClickHouse client where nobody listens, the connection breaks, or a response is anything."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from byoc_agents.clickhouse import (
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
         (b"", ClickHouseUnreachableError),
         (b"SSH-2.0-OpenSSH\r\n\r\n", ClickHouseResponseError),
@@ -28,10 +28,10 @@ from byoc_agents.clickhouse import (
     ],
     ids=["closed", "no http", "cut"],
 )
-async def test_a_connection_that_breaks(answer: bytes, error: type[ClickHouseError]) -> None:
+async def test_a_connection_that_breaks(response: bytes, error: type[ClickHouseError]) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        writer.write(response)
         writer.close()
 
     listener = await asyncio.start_server(speak, "127.0.0.1", 0)
@@ -73,6 +73,6 @@ ANYTHING = st.binary() | st.builds(
 
 
 @given(ANYTHING)
-def test_no_answer_makes_it_crash(body: bytes) -> None:
+def test_no_response_makes_it_crash(body: bytes) -> None:
     with contextlib.suppress(ClickHouseResponseError, ClickHouseServerError):
         assert isinstance(_rows(_Reply(200, 0, body)), list)

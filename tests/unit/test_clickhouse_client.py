@@ -1,4 +1,4 @@
-"""The ClickHouse client against real loopback servers with scripted answers."""
+"""The ClickHouse client against real loopback servers with scripted responses."""
 
 import asyncio
 import gzip
@@ -28,7 +28,7 @@ from byoc_agents.egress.gate import Gate
 
 SECRET = "hunter2"
 SQL = "SELECT secret_column FROM secret_table"
-ANSWER = {"meta": [{"name": "x", "type": "UInt64"}], "data": [["18446744073709551615"]]}
+RESPONSE = {"meta": [{"name": "x", "type": "UInt64"}], "data": [["18446744073709551615"]]}
 
 
 @dataclass
@@ -74,7 +74,7 @@ async def client(server: Started) -> AsyncIterator[ClickHouse]:
 async def test_a_query_carries_the_login_in_headers_and_the_sql_in_the_body(
     server: Started, client: ClickHouse
 ) -> None:
-    server.script.body = json.dumps(ANSWER).encode()
+    server.script.body = json.dumps(RESPONSE).encode()
     rows = await client.query(f"{SQL} WHERE a = {{a:String}};", {"a": "b&c"}, {"max_threads": "1"})
     assert rows == [{"x": 18446744073709551615}]
     method, url, body, headers = server.script.seen[0]
@@ -111,7 +111,7 @@ async def test_ping_and_replicas_status_send_no_login(server: Started, client: C
     assert not any("X-ClickHouse-User" in headers for *_, headers in server.script.seen)
 
 
-async def test_a_lagging_replica_is_an_answer_not_an_error(
+async def test_a_lagging_replica_is_a_response_not_an_error(
     server: Started, client: ClickHouse
 ) -> None:
     server.script.status, server.script.body = 503, b"secret_db.secret_table: Absolute delay: 310."
@@ -165,7 +165,7 @@ ERRORS: dict[str, tuple[int, dict[str, str], bytes, type[ClickHouseError]]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_every_bad_answer_is_one_of_the_six_errors_and_reveals_nothing(
+async def test_every_bad_response_is_one_of_the_six_errors_and_reveals_nothing(
     server: Started, client: ClickHouse, name: str
 ) -> None:
     status, headers, body, error = ERRORS[name]
@@ -190,7 +190,7 @@ BODIES = {"plain": b"x" * 2000, "bomb": gzip.compress(b"x" * 100_000)}
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_an_answer_is_read_up_to_the_bound_only(server: Started, body: bytes) -> None:
+async def test_a_response_is_read_up_to_the_bound_only(server: Started, body: bytes) -> None:
     server.script.body = body
     if body[:2] == b"\x1f\x8b":
         server.script.headers = {"Content-Encoding": "gzip"}

@@ -32,7 +32,7 @@ SHARED = {
 
 # Layer -> the layers of ours that it may import. A layer is a folder or a file right under
 # `byoc_agents`; `shared` are the modules of `app` named above, `wiring` is what a daemon is
-# started with (`app.daemon`, `app.context`).
+# started with (`app.daemon`, `app.runtime`).
 CORE = {"shared", "errors", "message", "durable", "delivery", "ledger"}
 MAY_IMPORT = {
     "errors": {"errors"},

@@ -12,25 +12,22 @@ from byoc_agents.alerts import matchers
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.relay import Relay, Rules
-from byoc_agents.app.clock import Clock
 from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
-from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
+from byoc_agents.state.exporter import Exporter, PolledReplica
 from byoc_agents.state.message import StateIdentity as Speaker
 from byoc_agents.state.message_stream import MessageStream
-from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import FakeClock
-from lab.fakes.scrapers import make_scraper
+from lab.fakes.scrapers import OneCore, make_scraper
 from lab.fakes.state import HEALTHY, ScriptedServer
 
 BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
@@ -73,7 +70,7 @@ class DaemonRun:
 
 @asynccontextmanager
 async def open_run(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncIterator[DaemonRun]:
-    """Open what a daemon has on disk, in the order in which `byoc_agents.app.context` does."""
+    """Open what a daemon has on disk, in the order in which `byoc_agents.app.runtime` does."""
     async with AsyncExitStack() as stack:
         directory = state_dir / daemon
         spool = Spool(directory, max_bytes=BOUND, clock=clock)
@@ -81,28 +78,6 @@ async def open_run(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncItera
         ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=BOUND)
         await stack.enter_async_context(ledger)
         yield DaemonRun(daemon, spool, ledger, clock)
-
-
-class OneCore:
-    """A target that keeps one core busy since the machine's boot."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    async def read(self, *, secondary: bool = False) -> TargetObservation:  # noqa: ARG002
-        return TargetObservation(
-            Reading(
-                source="cgroup.v2",
-                incarnation="boot-1-7",
-                container_id="",
-                cpu_usec=self._clock.boot_ns() // 1000,
-                memory_bytes=1 << 30,
-                born_boot_ns=0,
-            )
-        )
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def scraper(run: DaemonRun) -> Scraper:

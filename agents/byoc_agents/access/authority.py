@@ -3,7 +3,7 @@
 The engineer sends a certificate signing request. Only its key is used: names and extensions of the
 request are ignored. The certificate has one name, `spiffe://SERVICE.byoc/grant/ID`, and an empty
 subject. The CA is constrained to such names (RFC 5280, 4.2.1.10), so its stolen key is of no use
-for another service or another user. The broker never sees the engineer's key.
+for another service or another user. The broker never has the engineer's private key.
 """
 
 import datetime as dt

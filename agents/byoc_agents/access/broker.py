@@ -15,6 +15,12 @@ import msgspec
 import structlog
 
 from byoc_agents.access.authority import Authority, read_signing_request, uri_of_grant
+from byoc_agents.access.clickhouse_admin import (
+    ClickHouseAdmin,
+    CollectedLogs,
+    GrantAccount,
+    user_of,
+)
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
@@ -69,7 +75,6 @@ from byoc_agents.access.policy import (
     judge_approved,
     judge_request,
 )
-from byoc_agents.access.replicas import ClickHouseAdmin, CollectedLogs, GrantAccount, user_of
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import Disk
@@ -77,11 +82,11 @@ from byoc_agents.errors import LedgerError, SpoolError, SpoolFullError
 from byoc_agents.ledger.format import FactLine, clean
 from byoc_agents.message import Message
 
-MAX_PENDING = 64  # requests that wait for an answer
+MAX_PENDING = 64  # requests that wait for an approval
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
-LEASE_SECONDS = 300.0  # without an answer of the control plane, if the policy says `leases`
+LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
@@ -96,7 +101,7 @@ class FactLedger(Protocol):
         ...
 
     async def fact(self, line: FactLine) -> int:
-        """Write a line, durably. Raises LedgerError."""
+        """Write a line, durably; return its number. Raises LedgerError."""
         ...
 
 
@@ -163,7 +168,7 @@ class Broker:
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
         self._sweep_failures = 0
         self._unexpected_users = 0
-        self._kept_policy = ""  # the SHA-256 of the policy whose file was kept last
+        self._stored_policy = ""  # the SHA-256 of the policy whose file was stored last
         self._loaded = False
         self._started_boot_ns = parts.clock.boot_ns()
 
@@ -308,19 +313,19 @@ class Broker:
         if reason != self._kill_switch:
             structlog.get_logger().warning("access.kill_switch", reason=reason or None)
         self._policy, self._kill_switch = policy, reason
-        if policy is not None and policy.sha256 != self._kept_policy:
-            self._keep_policy(policy)
+        if policy is not None and policy.sha256 != self._stored_policy:
+            self._store_policy(policy)
 
-    def _keep_policy(self, policy: Policy) -> None:
-        """Keep the file for the evidence of the grants; a failure is tried again, and logged."""
+    def _store_policy(self, policy: Policy) -> None:
+        """Store the file for the evidence of the grants; a failure is tried again, and logged."""
         path = self._parts.directory / POLICIES / f"{policy.sha256}.yaml"
         try:
             if not path.exists():
                 _place(self._parts.disk, policy.content, path)
         except OSError as error:
-            structlog.get_logger().error("access.policy_not_kept", error=error.strerror)
+            structlog.get_logger().error("access.policy_not_stored", error=error.strerror)
             return
-        self._kept_policy = policy.sha256
+        self._stored_policy = policy.sha256
 
     def _now(self) -> GrantTime:
         clock = self._parts.clock
@@ -371,7 +376,7 @@ class Broker:
             return "no control plane is polled"
         since_ns = max(self._started_boot_ns, self._parts.contact())
         seconds = (self._parts.clock.boot_ns() - since_ns) / 1e9
-        return f"no answer for {seconds:.0f} s" if seconds >= LEASE_SECONDS else ""
+        return f"no response for {seconds:.0f} s" if seconds >= LEASE_SECONDS else ""
 
     def _find_record_error(self, grant: Grant) -> str:
         """Return why the steps of a grant cannot be recorded, or ""."""
@@ -405,10 +410,11 @@ class Broker:
         structlog.get_logger().info(
             "access.grant_changed", grant=after.id, state=after.state.value, reason=after.reason
         )
-        self._keep(after)
+        self._take_effect(after)
         return after
 
-    def _keep(self, grant: Grant) -> None:
+    def _take_effect(self, grant: Grant) -> None:
+        """Use the grant from now on, or drop it if it has ended."""
         self._seen[grant.id] = grant.payload_sha256
         if grant.state in ENDS:
             self._active.pop(grant.id, None)
@@ -422,7 +428,7 @@ class Broker:
     ) -> None:
         """Write the line and store the grant. Raises RecordError.
 
-        If access ends with it, both are kept for later before the error is raised.
+        If access ends with it, both are to be written later before the error is raised.
         """
         line = FactLine(
             fact=fact or grant.state.value,
@@ -433,10 +439,10 @@ class Broker:
         )
         ends = grant.state not in RELEASES
         messages = [] if fact else [self._message(grant)]
-        error = await self._write(line, keep=ends)
+        error = await self._write(line, retry=ends)
         if error and not ends:
             raise RecordError(error)
-        error = await self._save(grant, messages, keep=ends) or error
+        error = await self._save(grant, messages, retry=ends) or error
         if error:
             raise RecordError(error)
         self._record_error = ""
@@ -448,10 +454,13 @@ class Broker:
         parts = self._parts
         return message_of(grant, parts.organization_id, parts.service_id, counts)
 
-    async def _write(self, line: FactLine, *, keep: bool) -> str:
-        """Write a line after all earlier ones. Return why it was not written, or ""."""
+    async def _write(self, line: FactLine, *, retry: bool) -> str:
+        """Write a line after all earlier ones. Return why it was not written, or "".
+
+        With `retry`, a line that was not written is written later.
+        """
         error = "earlier lines are not written" if self._unwritten else await self._write_now(line)
-        if error and keep:
+        if error and retry:
             self._unwritten.append(line)
         return error
 
@@ -460,24 +469,25 @@ class Broker:
             async with asyncio.timeout(self._parts.limits.record_seconds):
                 await self._parts.ledger.fact(line)
         except (LedgerError, TimeoutError) as failure:
-            return self._fail(f"ledger: {str(failure) or 'no answer'}")
+            return self._fail(f"ledger: {str(failure) or 'no response'}")
         return ""
 
-    async def _save(self, grant: Grant, messages: Sequence[Message], *, keep: bool) -> str:
+    async def _save(self, grant: Grant, messages: Sequence[Message], *, retry: bool) -> str:
         """Store a grant and its events. Return why the grant was not stored, or "".
 
-        A full spool stores no event, but it does store a grant that ends: its events follow.
+        With `retry`, both are stored later if they were not now. A full spool stores no event, but
+        with `retry` it does store the grant: its events follow.
         """
         messages = [*self._unsent.get(grant.id, ()), *messages]
         try:
             await self._store(grant, messages)
         except SpoolFullError as failure:
-            if not keep:
+            if not retry:
                 return self._fail(f"store: {failure}")
             self._unsent[grant.id] = messages
             return await self._save_alone(grant)
         except (SpoolError, TimeoutError) as failure:
-            if keep:
+            if retry:
                 self._unsaved[grant.id] = grant
                 self._unsent[grant.id] = messages
             return self._fail(f"store: {failure}")
@@ -510,7 +520,7 @@ class Broker:
                 break
             del self._unwritten[0]
         for grant in list(self._unsaved.values()):
-            await self._save(grant, (), keep=True)
+            await self._save(grant, (), retry=True)
         for grant_id, messages in list(self._unsent.items()):
             try:
                 async with asyncio.timeout(self._parts.limits.record_seconds):
@@ -553,8 +563,8 @@ class Broker:
             case Revoke():
                 ids = list(self._active) if order.id == ALL else [order.id]
                 reason = f"revoked: {order.comment}" if order.comment else "revoked"
-                answers = [await self._end(one, Cause.REVOKED, reason, order.by) for one in ids]
-                return "\n".join(answers) or "nothing is open"
+                lines = [await self._end(one, Cause.REVOKED, reason, order.by) for one in ids]
+                return "\n".join(lines) or "nothing is open"
             case Forget():
                 return await self._forget(order)
             case CheckServers():
@@ -565,8 +575,8 @@ class Broker:
     async def submit(self, raw: bytes) -> str:
         """Take an envelope of the vendor. Return what became of it. Raises RecordError.
 
-        An envelope that is not trusted leaves no trace but a log line: a stranger must not be able
-        to use up an id.
+        An envelope that is not trusted leaves no trace but a log line: an unknown sender must not
+        be able to use up an id.
         """
         if self._policy is None:
             return "refused: the policy cannot be read"
@@ -666,8 +676,8 @@ class Broker:
         if approval.decision == "deny":
             reason = f"denied: {approval.comment}"
             return await self._end(grant.id, Cause.DENIED, reason, given[0].by)
-        answered = msgspec.structs.replace(grant, **fields).granted
-        missing = judge_approved(policy, grant.request, answered, self._now().wall_ms)
+        granted = msgspec.structs.replace(grant, **fields).granted
+        missing = judge_approved(policy, grant.request, granted, self._now().wall_ms)
         cause = Cause.APPROVED_IN_PART if missing else Cause.APPROVED
         after = await self._apply(grant, cause, "", fields)
         if after is grant:
@@ -687,8 +697,8 @@ class Broker:
             "role": _lesser(policy, grant.role, approval.role),
             "duration_seconds": min(grant.duration_seconds, asked),
         }
-        answered = msgspec.structs.replace(grant, **fields).granted
-        rule = judge_approved(policy, grant.request, answered, self._now().wall_ms)
+        granted = msgspec.structs.replace(grant, **fields).granted
+        rule = judge_approved(policy, grant.request, granted, self._now().wall_ms)
         if approval.decision == "approve" and rule not in {"", "approvals"}:
             raise DocumentError(f"{rule}: the policy forbids the grant")
         return fields
@@ -738,17 +748,17 @@ class Broker:
                     forgotten=(*grant.forgotten, order.replica),
                 )
                 detail = {"replica": order.replica, "comment": order.comment, "by": order.by}
-                await self._note(after, "replica_forgotten", detail)
+                await self._record_step(after, "replica_forgotten", detail)
                 found.append(f"{grant.id}: {order.replica} is given up")
         return "\n".join(found) or f"{order.replica}: nothing is closing there"
 
-    async def _note(self, grant: Grant, fact: str, detail: Mapping[str, str]) -> None:
+    async def _record_step(self, grant: Grant, fact: str, detail: Mapping[str, str]) -> None:
         """Record a step within a state; it takes effect in memory even if the disk refuses."""
         try:
             await self._record(grant, detail, fact=fact)
         except RecordError as error:
             structlog.get_logger().error("access.not_recorded", grant=grant.id, error=str(error))
-        self._keep(grant)
+        self._take_effect(grant)
 
     # The work of the states.
 
@@ -833,8 +843,8 @@ class Broker:
 
     async def _check_replicas(self) -> tuple[list[ClickHouseAdmin], dict[str, str]]:
         """Return the replicas on which a user may be created, and why not on the others."""
-        answers = await asyncio.gather(*(self._check_replica(a) for a in self._admins.values()))
-        problems = {name: why for name, why in zip(self._admins, answers, strict=True) if why}
+        found = await asyncio.gather(*(self._check_replica(a) for a in self._admins.values()))
+        problems = {name: why for name, why in zip(self._admins, found, strict=True) if why}
         return [a for a in self._admins.values() if a.name not in problems], problems
 
     async def _check_replica(self, admin: ClickHouseAdmin) -> str:
@@ -875,7 +885,7 @@ class Broker:
         )
         after = msgspec.structs.replace(grant, certificate=made.pem)
         await self._record(after, {"serial": made.serial}, fact="certificate")
-        self._keep(after)
+        self._take_effect(after)
 
     def _account(self, grant: Grant) -> GrantAccount | None:
         if self._policy is None or grant.role not in self._policy.file.roles:
@@ -904,7 +914,7 @@ class Broker:
                 "access.replica_failed", grant=grant.id, replica=admin.name, error=str(error)
             )
             return False
-        await self._note(
+        await self._record_step(
             grant, "drift", {"replica": admin.name, "differences": ", ".join(differences)}
         )
         return False
@@ -913,15 +923,15 @@ class Broker:
         """Drop the user everywhere and end its queries. Tried until every replica confirms."""
         missing = [name for name in grant.touched if name not in self._admins]
         admins = [self._admins[name] for name in grant.touched if name in self._admins]
-        answers = await asyncio.gather(*(self._end_on(admin, grant) for admin in admins))
-        left = [admin.name for admin, done in zip(admins, answers, strict=True) if not done]
+        ended = await asyncio.gather(*(self._end_on(admin, grant) for admin in admins))
+        left = [admin.name for admin, done in zip(admins, ended, strict=True) if not done]
         current = self._active.get(grant.id)
         if current is None or current.state is not State.CLOSING:
             return
         left = [name for name in (*left, *missing) if name not in current.forgotten]
         if left != list(current.touched):
             current = msgspec.structs.replace(current, touched=tuple(left))
-            self._keep(current)
+            self._take_effect(current)
         if left:
             self._try_later(current)
             return
@@ -947,7 +957,7 @@ class Broker:
         if running and waited_ms >= STUCK_SECONDS * 1000 and grant.id not in self._stuck:
             self._stuck.add(grant.id)
             detail = {"replica": admin.name, "queries": ", ".join(running)}
-            await self._note(grant, "queries_running", detail)
+            await self._record_step(grant, "queries_running", detail)
         return not running
 
     async def _collect(self, grant: Grant) -> None:
@@ -1009,7 +1019,7 @@ class Broker:
             await asyncio.to_thread(_place, self._parts.disk, content, path)
             digests[f"{kind}_sha256"] = sha256(content)
         counts = {key: str(value) for key, value in logs.counts.items()}
-        await self._note(grant, "collected", {"replica": name, **digests, **counts})
+        await self._record_step(grant, "collected", {"replica": name, **digests, **counts})
         return msgspec.structs.replace(logs, queries=b"", sessions=b"")
 
     # The sweep.
@@ -1030,7 +1040,7 @@ class Broker:
         for endpoint in self.tailnet.take_unexpected() if self.tailnet else ():
             detail = {"endpoint": endpoint}
             line = FactLine(fact="drift", subject="", reason="tailnet", detail=detail)
-            await self._write(line, keep=True)
+            await self._write(line, retry=True)
         for grant in self.grants:
             if grant.state is State.OPEN:
                 await self._watch(grant)
@@ -1054,7 +1064,7 @@ class Broker:
                 reason="orphan",
                 detail={"replica": admin.name, "user": user},
             )
-            await self._write(line, keep=True)
+            await self._write(line, retry=True)
             try:
                 await admin.drop_user(user)
                 await admin.kill_queries(user)
@@ -1100,7 +1110,7 @@ class Broker:
         await admin.drop_user(account.user)
         await admin.kill_queries(account.user)
         detail = {"replica": admin.name, "differences": ", ".join(differences) or problem}
-        await self._note(grant, "drift", detail)
+        await self._record_step(grant, "drift", detail)
         return False
 
 

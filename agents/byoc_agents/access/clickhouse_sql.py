@@ -29,7 +29,7 @@ ROLES = ("byoc_access_metrics", "byoc_access_reader", "byoc_access_shape", "byoc
 """The roles of `roles.sql`; each has the rights of the one before it."""
 FILES = ("views.sql", "roles.sql", "broker.sql")
 """In the order in which an administrator runs them."""
-MAX_ROWS = 1_000_000  # of one answer of the collector
+MAX_ROWS = 1_000_000  # of one response of the collector
 KEY_BYTES = 16  # of SipHash: two numbers of 64 bits
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -145,7 +145,7 @@ def read_back(grant_id: str) -> str:
 
 
 def user_differences(user: GrantUser, rows: list[dict[str, Any]]) -> list[str]:
-    """Return how the answer of `read_back` differs from the user; an empty list means it is his.
+    """Return how the response of `read_back` differs from the user; empty if it does not.
 
     Each entry is the name of a field: `missing`, `certificate`, `valid_until`, `role`, `grants`,
     `settings` or `grantees`.

@@ -16,8 +16,8 @@ from byoc_agents.app.files import FileContent, Version
 
 MAX_SWITCH_BYTES = 64
 WAIT_SECONDS = 0.2  # at most per read of a file whose content is known
-# A busy machine needs longer to start a thread. A file that does not answer within this time counts
-# as unreadable until it does; together with one pass it is well below the 5 s of docs/access.md.
+# A busy machine needs longer to start a thread. A file that does not respond within this time is
+# unreadable until it does; together with one pass it is well below the 5 s of docs/access.md.
 SLOW_SECONDS = 2.0
 OFF = b"off"  # the only content of a kill switch that allows access
 

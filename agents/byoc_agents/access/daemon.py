@@ -14,7 +14,7 @@ import aiohttp
 
 from byoc_agents.access.authority import Authority
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
-from byoc_agents.access.clickhouse_admin import BOUNDS, LOG_BOUNDS, ClickHouseServer
+from byoc_agents.access.clickhouse_server import BOUNDS, LOG_BOUNDS, ClickHouseServer
 from byoc_agents.access.clickhouse_sql import BROKER_USER, Storage
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.errors import PolicyError
@@ -24,9 +24,9 @@ from byoc_agents.access.requests import RequestPoller
 from byoc_agents.access.settings import Settings, check_service
 from byoc_agents.access.source import BrokerCollector, BrokerSource
 from byoc_agents.access.tailnet import CHECK_SECONDS, KubernetesScaler, Tailnet, path_of_scale
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.reloadable_secret import ReloadableSecret
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.clickhouse import Bounds, ClickHouse
 from byoc_agents.delivery.sink import Sink

@@ -1,7 +1,7 @@
 """The signed documents: a request of the vendor, its withdrawal, and the customer's approval.
 
 Nothing of a document becomes SQL or a path except its id, which is 32 hexadecimal digits. Unknown
-fields are refused, so that no sender believes in a limit that is not read.
+fields are refused, so that no sender relies on a limit that is not read.
 """
 
 import datetime as dt
@@ -18,7 +18,7 @@ REQUEST = "application/vnd.byoc.access-request.v1+json"
 WITHDRAWAL = "application/vnd.byoc.access-withdrawal.v1+json"
 APPROVAL = "application/vnd.byoc.access-approval.v1+json"
 
-MAX_SECONDS = 8 * 3600  # of a grant, whatever the policy says
+MAX_SECONDS = 8 * 3600  # of a grant, whatever the policy allows
 MAX_PENDING_SECONDS = 4 * 86400  # Azure's Customer Lockbox: a request lapses after four days
 MAX_CSR_CHARACTERS = 4096
 

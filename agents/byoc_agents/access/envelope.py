@@ -75,7 +75,8 @@ def open_envelope(
     """Return the payload if `threshold` of the keys have signed it. Raises EnvelopeError.
 
     A key whose `not_after_ms` has passed does not count. The error is the same for a changed byte,
-    an unknown key and an expired one, but for the ids of our own keys: a stranger learns nothing.
+    an unknown key and an expired one, but for the ids of our own keys: an unknown sender
+    learns nothing from it.
     """
     envelope, payload = _decode(raw)
     if envelope.payload_type not in payload_types:

@@ -232,10 +232,10 @@ def judge_approved(policy: Policy, request: AccessRequest, granted: Granted, now
 
     The end of the request itself is not a rule here: it only decides until when access may open.
     """
-    answered = msgspec.structs.replace(
+    approved = msgspec.structs.replace(
         request, role=granted.role, duration_seconds=granted.duration_seconds
     )
-    if rule := judge_request(policy, answered, min(now_ms, request.expires_ms - 1)):
+    if rule := judge_request(policy, approved, min(now_ms, request.expires_ms - 1)):
         return rule
     pinned = {key.id for key in policy.vendor_keys}
     if len(pinned.intersection(granted.vendor_keys)) < policy.file.threshold:
@@ -243,7 +243,7 @@ def judge_approved(policy: Policy, request: AccessRequest, granted: Granted, now
     counted = set(granted.approvers)
     if policy.file.approval == "signed":
         counted &= {key.id for key in policy.approver_keys}
-    return "approvals" if len(counted) < policy.approvals_needed(answered) else ""
+    return "approvals" if len(counted) < policy.approvals_needed(approved) else ""
 
 
 def judge_approval(policy: Policy, request: AccessRequest, approval: Approval) -> str:

@@ -1,8 +1,8 @@
 """Polls the control plane for envelopes by HTTPS GET, so that the broker needs no listener.
 
-The answer is a JSON object `{"envelopes": [...]}` of at most MAX_ANSWER_BYTES with the vendor's
-DSSE envelopes that are not settled yet. It is untrusted until a pinned key has verified it. With an
-`ETag`, an answer that has not changed is not sent again (304).
+The response is a JSON object `{"envelopes": [...]}` of at most MAX_RESPONSE_BYTES with the DSSE
+envelopes of the vendor that are not settled yet. It is untrusted until a pinned key has verified
+it. With an `ETag`, a response that has not changed is not sent again (304).
 
 Permissions: the bearer token. Redirects are never followed.
 """
@@ -19,13 +19,14 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.http_responses import (
     proxy_error,
+    read_body,
     retry_after_seconds,
     tls_error,
     unreadable_response,
 )
 from byoc_agents.sinks.https import is_page, reason_of
 
-MAX_ANSWER_BYTES = 256 * 1024
+MAX_RESPONSE_BYTES = 256 * 1024
 MAX_ENVELOPES = 64  # as the broker's MAX_PENDING
 MAX_ETAG_CHARACTERS = 256
 MAX_WAIT_SECONDS = 300.0  # between two polls after failures, whatever the server asks
@@ -33,7 +34,7 @@ NOT_MODIFIED, OK = 304, 200
 
 
 class PolledEnvelopes(NamedTuple):
-    """One answer of the control plane."""
+    """One response of the control plane."""
 
     envelopes: tuple[bytes, ...]
     etag: str  # "" = the server sent none
@@ -44,7 +45,7 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class RequestPoller:
-    """Holds the last answer until the broker has taken it. `run` and `take` are of one loop."""
+    """Holds the last response until the broker has taken it. `run` and `take` are of one loop."""
 
     def __init__(  # noqa: PLR0913  the URL, the session, the token, the clock and two times
         self,
@@ -66,10 +67,10 @@ class RequestPoller:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._rng = rng or random.Random()  # noqa: S311  jitter, no secret
         self._waiting: PolledEnvelopes | None = None
-        self._settled = ""  # the ETag of the answer that the broker has dealt with completely
-        self._failures = 0  # since the last answer
+        self._settled = ""  # the ETag of the response that the broker has dealt with completely
+        self._failures = 0  # since the last response
         self.last_success_ms = 0  # wall time; 0 = never
-        self._answered_boot_ns = 0  # the same moment, by the clock since boot
+        self._contact_boot_ns = 0  # the same moment, by the clock since boot
         self.last_error = ""
 
     def __repr__(self) -> str:
@@ -95,7 +96,7 @@ class RequestPoller:
     async def poll(self) -> None:
         """Ask once. Raises SendError."""
         try:
-            answer = await self._get()
+            polled = await self._get()
         except SendError as error:
             self._failures += 1
             if self.last_error != str(error):  # one line for each change
@@ -104,26 +105,26 @@ class RequestPoller:
             raise
         self._failures, self.last_error = 0, ""
         self.last_success_ms = self._clock.wall_ns() // 1_000_000
-        self._answered_boot_ns = self._clock.boot_ns()
-        if answer is not None:
-            self._waiting = answer
+        self._contact_boot_ns = self._clock.boot_ns()
+        if polled is not None:
+            self._waiting = polled
 
     def read_contact(self) -> int:
         """Return when the control plane last answered, by the clock since boot; 0 = never."""
-        return self._answered_boot_ns
+        return self._contact_boot_ns
 
     def take(self) -> PolledEnvelopes | None:
-        """Return the last answer, or None. The same one again until `settle` is called."""
+        """Return the last response, or None. The same one again until `settle` is called."""
         return self._waiting
 
-    def settle(self, answer: PolledEnvelopes) -> None:
-        """Drop an answer whose envelopes the broker has dealt with."""
-        self._settled = answer.etag
-        if self._waiting is answer:
+    def settle(self, polled: PolledEnvelopes) -> None:
+        """Drop a response whose envelopes the broker has dealt with."""
+        self._settled = polled.etag
+        if self._waiting is polled:
             self._waiting = None
 
     def ask_for_all(self) -> None:
-        """Let the next poll ask for an unchanged answer too: a new policy may accept it."""
+        """Let the next poll ask for an unchanged response too: a new policy may accept it."""
         self._settled = ""
 
     def _wait_after(self, error: SendError) -> float:
@@ -133,28 +134,31 @@ class RequestPoller:
         return max(jitter, min(error.retry_after_seconds or 0.0, MAX_WAIT_SECONDS))
 
     async def _get(self) -> PolledEnvelopes | None:
-        """Return the answer, or None if it is that of last time. Raises SendError."""
+        """Return the response, or None if it is that of last time. Raises SendError."""
         try:
             async with self._session.get(
                 self._url, headers=self._headers(), allow_redirects=False, timeout=self._timeout
-            ) as answer:
-                if answer.status == NOT_MODIFIED and self._settled:
+            ) as response:
+                if response.status == NOT_MODIFIED and self._settled:
                     return None
-                if answer.status != OK:
+                if response.status != OK:
                     wait = retry_after_seconds(
-                        answer.headers.get("Retry-After", ""),
+                        response.headers.get("Retry-After", ""),
                         self._clock.wall_ns(),
-                        answer.headers.get("Date", ""),
+                        response.headers.get("Date", ""),
                     )
                     raise SendError(
-                        reason_of(answer.status),
-                        f"status {answer.status}",
+                        reason_of(response.status),
+                        f"status {response.status}",
                         retry_after_seconds=wait,
                     )
-                body = await _read(answer)
-                return _decode(answer.content_type, body, answer.headers.get("ETag", ""))
+                body = await read_body(response, MAX_RESPONSE_BYTES)
+                if body is None:
+                    detail = f"more than {MAX_RESPONSE_BYTES} bytes"
+                    raise SendError(Reason.BAD_RESPONSE, detail)
+                return _decode(response.content_type, body, response.headers.get("ETag", ""))
         except TimeoutError:
-            detail = f"no answer in {self._timeout.total:g} s"
+            detail = f"no response in {self._timeout.total:g} s"
             raise SendError(Reason.TIMEOUT, detail) from None
         except aiohttp.ClientHttpProxyError as error:
             raise proxy_error(error) from None
@@ -173,17 +177,6 @@ class RequestPoller:
             )
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         return headers | ({"If-None-Match": self._settled} if self._settled else {})
-
-
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            answer.close()
-            detail = f"more than {MAX_ANSWER_BYTES} bytes"
-            raise SendError(Reason.BAD_RESPONSE, detail)
-    return bytes(body)
 
 
 def _decode(content_type: str, body: bytes, etag: str) -> PolledEnvelopes:

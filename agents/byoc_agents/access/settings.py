@@ -133,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Setting(
             "BYOC_ACCESS_TIMEOUT_SECONDS",
-            "0.1 to 300 seconds for the complete answer of the control plane",
+            "0.1 to 300 seconds for the complete response of the control plane",
             parse=number(0.1, 300),
         ),
     ] = 30.0

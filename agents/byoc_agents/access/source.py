@@ -24,7 +24,7 @@ class BrokerSource:
         self._poller = poller
         self._clock = clock
         self._checked_boot_ns: int | None = None
-        self._policy_sha256 = ""  # with which the last answer was dealt with
+        self._policy_sha256 = ""  # with which the last response was dealt with
 
     async def run(self) -> None:
         """Pass and poll until cancelled. May be called again."""
@@ -64,15 +64,15 @@ class BrokerSource:
         if policy != self._policy_sha256:
             poller.ask_for_all()
             self._policy_sha256 = policy
-        answer = poller.take()
-        if answer is None:
+        polled = poller.take()
+        if polled is None:
             return
-        for envelope in answer.envelopes:
+        for envelope in polled.envelopes:
             try:
                 await self._broker.submit(envelope)
             except RecordError:
                 return
-        poller.settle(answer)
+        poller.settle(polled)
 
     def status(self) -> dict[str, Any]:
         """Return the broker's fields of /status."""

@@ -6,7 +6,7 @@ so the end of a grant never waits for the Kubernetes API. Only an opening waits:
 endpoints cannot be scaled. An endpoint that does not have its number of pods, or of which this is
 unknown, is late: a metric shows for how long, and the task tries again.
 
-Permissions: `patch` on `deployments/scale` of the named Deployments. The answer to a patch that
+Permissions: `patch` on `deployments/scale` of the named Deployments. The response to a patch that
 changes nothing has the number of pods, so nothing else is read.
 """
 
@@ -23,12 +23,13 @@ import structlog
 from byoc_agents.access.errors import TailnetError
 from byoc_agents.app.clock import Clock
 from byoc_agents.errors import SendError
+from byoc_agents.sinks.http_responses import read_body
 
 PASS_SECONDS = 1.0  # between two checks of which endpoints are needed
 CHECK_SECONDS = 30.0  # between two patches that change nothing, and at most between attempts
 SILENT_SECONDS = 120.0  # since the broker's last statement; then no endpoint counts as needed
-TIMEOUT_SECONDS = 5.0  # for the complete answer; an opening waits for it
-MAX_ANSWER_BYTES = 64 * 1024
+TIMEOUT_SECONDS = 5.0  # for the complete response; an opening waits for it
+MAX_RESPONSE_BYTES = 64 * 1024
 OK = 200
 
 
@@ -79,7 +80,10 @@ class KubernetesScaler:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
 
     async def scale(self, deployment: str, replicas: int) -> int:
-        """Patch the scale. Raises TailnetError without any text of the answer."""
+        """Patch the scale; return the number of pods.
+
+        Raises TailnetError without any text of the response.
+        """
         try:
             token, context = await asyncio.to_thread(self._read_credentials)
             async with self._session.patch(
@@ -93,12 +97,15 @@ class KubernetesScaler:
                 ssl=context,
                 allow_redirects=False,
                 timeout=self._timeout,
-            ) as answer:
-                if answer.status != OK:
-                    raise TailnetError(f"status {answer.status}")
-                found = msgspec.json.decode(await _read(answer), type=_Scale)
+            ) as response:
+                if response.status != OK:
+                    raise TailnetError(f"status {response.status}")
+                body = await read_body(response, MAX_RESPONSE_BYTES)
+            if body is None:
+                raise TailnetError(f"more than {MAX_RESPONSE_BYTES} bytes")
+            found = msgspec.json.decode(body, type=_Scale)
         except TimeoutError:
-            raise TailnetError(f"no answer in {self._timeout.total:g} s") from None
+            raise TailnetError(f"no response in {self._timeout.total:g} s") from None
         except (aiohttp.ClientError, SendError, OSError) as error:
             raise TailnetError(type(error).__name__) from None
         except ValueError:
@@ -120,27 +127,17 @@ class KubernetesScaler:
         return token, context
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            answer.close()
-            raise TailnetError(f"more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(body)
-
-
 class _Endpoint:
-    """The last answer about one Deployment, and the next attempt."""
+    """The last response about one Deployment, and the next attempt."""
 
     def __init__(self, name: str, deployment: str) -> None:
         self.name = name
         self.deployment = deployment
         self.lock = asyncio.Lock()
-        self.pods: int | None = None  # of the last answer
+        self.pods: int | None = None  # of the last response
         self.error = ""
         self.attempted: int | None = None  # the replicas of the last attempt
-        self.accepted: int | None = None  # the replicas of the last answer
+        self.accepted: int | None = None  # the replicas of the last response
         self.reached = False  # whether there are as many pods; pods that start are not awaited
         self.next_boot_ns = 0  # of the next attempt
         self.wait_seconds = 0.0  # before it
@@ -164,7 +161,7 @@ class Tailnet:
 
     @property
     def pods(self) -> Mapping[str, int]:
-        """Endpoint -> its pods at the last answer; endpoints without an answer are left out."""
+        """Endpoint -> its pods at the last response; endpoints without a response are left out."""
         return {e.name: e.pods for e in self._endpoints.values() if e.pods is not None}
 
     @property
@@ -201,7 +198,7 @@ class Tailnet:
             await self._clock.sleep(PASS_SECONDS)
 
     async def reconcile(self) -> None:
-        """Scale each endpoint that is due. A failure is kept, logged and tried again."""
+        """Scale each endpoint that is due. A failure is stored, logged and tried again."""
         now_ns = self._clock.boot_ns()
         needed = self._find_needed()
         if needed is None:

@@ -55,7 +55,7 @@ from byoc_agents.access.policy import (
     load_policy,
     parse_duration,
 )
-from byoc_agents.access_commands.evidence import collect_pack, write_pack
+from byoc_agents.access_commands.evidence import collect_evidence, write_evidence
 from byoc_agents.access_commands.state import (
     BrokerState,
     NoBrokerError,
@@ -64,7 +64,7 @@ from byoc_agents.access_commands.state import (
     summarize,
 )
 from byoc_agents.access_commands.text import HEADING, grant_line, grant_text, printable
-from byoc_agents.access_commands.verify import verify_pack
+from byoc_agents.access_commands.verify import verify_evidence
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
 from byoc_agents.errors import SpoolError
@@ -109,7 +109,7 @@ COMMANDS = {
 
 
 class BadUsageError(Exception):
-    """An argument cannot be used. `str()` says what is expected."""
+    """An argument cannot be used. `str()` states what is expected."""
 
 
 def main(
@@ -368,11 +368,11 @@ def _evidence(options: argparse.Namespace) -> int:
     grant = options.state.grant(options.id)
     if grant is None:
         return _report_missing(options.id)
-    pack = collect_pack(options.state, grant, options.environ.get("BYOC_ACCESS_CA_DIR", ""))
-    write_pack(pack, Path(options.out))
-    _write(f"{options.out}: {len(pack.files)} files; check them with sha256sum -c SHA256SUMS")
-    sys.stderr.writelines(f"missing: {line}\n" for line in pack.missing)
-    return int(bool(pack.missing))
+    evidence = collect_evidence(options.state, grant, options.environ.get("BYOC_ACCESS_CA_DIR", ""))
+    write_evidence(evidence, Path(options.out))
+    _write(f"{options.out}: {len(evidence.files)} files; check them with sha256sum -c SHA256SUMS")
+    sys.stderr.writelines(f"missing: {line}\n" for line in evidence.missing)
+    return int(bool(evidence.missing))
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -380,7 +380,7 @@ def _verify(options: argparse.Namespace) -> int:
         [_read_key(text, f"{side} key {n}") for n, text in enumerate(given, 1)]
         for side, given in (("vendor", options.vendor_key), ("approver", options.approver_key))
     )
-    verdict = verify_pack(Path(options.directory), vendor, approver, options.anchor)
+    verdict = verify_evidence(Path(options.directory), vendor, approver, options.anchor)
     if options.json:
         _write_json(verdict)
         return int(not verdict.ok)

@@ -48,14 +48,14 @@ The digests of the queries and sessions are in the ledger's lines `collected`: `
 """
 
 
-class Pack(NamedTuple):
+class Evidence(NamedTuple):
     """The files of the evidence by name, and what is missing."""
 
     files: dict[str, bytes]
     missing: list[str]
 
 
-def collect_pack(state: BrokerState, grant: Grant, ca_dir: str = "") -> Pack:
+def collect_evidence(state: BrokerState, grant: Grant, ca_dir: str = "") -> Evidence:
     """Return the evidence of a grant. Raises OSError if the ledger cannot be read."""
     files = {"README.txt": README.encode(), "request.dsse.json": grant.envelope}
     missing: list[str] = []
@@ -84,13 +84,13 @@ def collect_pack(state: BrokerState, grant: Grant, ca_dir: str = "") -> Pack:
     if missing:
         files[MISSING] = "".join(f"{line}\n" for line in missing).encode()
     sums = "".join(f"{sha256(content)}  {name}\n" for name, content in sorted(files.items()))
-    return Pack({**files, SUMS: sums.encode()}, missing)
+    return Evidence({**files, SUMS: sums.encode()}, missing)
 
 
-def write_pack(pack: Pack, directory: Path) -> None:
+def write_evidence(evidence: Evidence, directory: Path) -> None:
     """Write the files into a new directory. Raises OSError."""
     directory.mkdir(mode=0o700, parents=True)
-    for name, content in pack.files.items():
+    for name, content in evidence.files.items():
         (directory / name).write_bytes(content)
 
 

@@ -66,7 +66,7 @@ class EvidenceVerdict(msgspec.Struct, kw_only=True):
         return not self.problems
 
 
-def verify_pack(
+def verify_evidence(
     directory: Path,
     vendor_keys: Sequence[VerifyingKey] = (),
     approver_keys: Sequence[VerifyingKey] = (),

@@ -119,7 +119,7 @@ async def _export(options: argparse.Namespace) -> int:
     daemons = options.daemon or export.find_daemons(options.state_dir, kept=options.kept)
     if not daemons:
         raise ConfigError([f"--state-dir: {options.state_dir}: expected a directory with spools"])
-    async with export.opened(options.state_dir, SystemClock()) as exporter:
+    async with export.open_exporter(options.state_dir, SystemClock()) as exporter:
         code = SUCCESS
         for daemon in daemons:
             has_spool = (options.state_dir / daemon / "spool.db").is_file()
@@ -147,7 +147,7 @@ def _print_files(daemon: str, files: Sequence[export.Exported], what: str, none:
 async def _import(options: argparse.Namespace) -> int:
     key = load_key(heads.load_public_key, options.key, "--key")
     refused = 0
-    async with export.opened(options.state_dir, SystemClock()) as exporter:
+    async with export.open_exporter(options.state_dir, SystemClock()) as exporter:
         for path in options.file:
             try:
                 found = await exporter.confirm(open_file(read_file(path), "receipt", key))

@@ -65,7 +65,7 @@ class Confirmed(NamedTuple):
 
 
 class SpoolExporter:
-    """The two commands on one state directory. Use `opened`, which holds its lock."""
+    """The two commands on one state directory. Use `open_exporter`, which holds its lock."""
 
     def __init__(self, state_dir: Path, ledger: FileLedger, clock: Clock) -> None:
         self._state_dir = state_dir
@@ -207,7 +207,7 @@ class SpoolExporter:
 
 
 @asynccontextmanager
-async def opened(state_dir: Path, clock: Clock) -> AsyncIterator[SpoolExporter]:
+async def open_exporter(state_dir: Path, clock: Clock) -> AsyncIterator[SpoolExporter]:
     """Hold the lock of the commands, and open their ledger.
 
     Raises SpoolUnavailableError if another command runs, and LedgerError.

@@ -34,7 +34,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class SignedFileError(ByocError):
-    """The file cannot be trusted, or is not the one that was expected. `str()` says why."""
+    """The file cannot be trusted, or is not the one that was expected. `str()` states why."""
 
 
 class FileManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,10 +14,10 @@ from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Agent
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.http_server import Listen
 from byoc_agents.app.reloadable_secret import ReloadableSecret
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, DestinationKind, https_destination

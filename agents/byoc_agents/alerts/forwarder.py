@@ -123,7 +123,7 @@ class Forwarder:
             return
         try:
             host, port = await self._open.enter_async_context(
-                serve(self._webhook.answer, self._listen, LIMITS)
+                serve(self._webhook.handle, self._listen, LIMITS)
             )
         except OSError as error:
             raise OSError(error.errno, f"cannot open the webhook: {error}") from error

@@ -30,7 +30,7 @@ def components() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Print the schemas as JSON."""
+    """Print the schemas as JSON; return the exit code."""
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(components())) + b"\n")
     return 0
 

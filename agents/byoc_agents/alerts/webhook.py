@@ -74,8 +74,8 @@ class Webhook:
         self._large = 0  # requests with a large body that is read or waits
         self._log = structlog.get_logger()
 
-    async def answer(self, request: BaseRequest) -> Response:
-        """Answer a request. With one path and one method, no router is needed."""
+    async def handle(self, request: BaseRequest) -> Response:
+        """Handle a request. With one path and one method, no router is needed."""
         if request.path != PATH:
             return _response(404, "not found")
         if request.method != "POST":
@@ -83,7 +83,7 @@ class Webhook:
         return await self.post(request)
 
     async def post(self, request: BaseRequest) -> Response:
-        """Answer one notification."""
+        """Handle one notification."""
         status, text = await self._store(request)
         self._counts.request(status)
         if status == 200:  # noqa: PLR2004  every other response can mean a lost alert
@@ -95,7 +95,7 @@ class Webhook:
 
     async def _store(self, request: BaseRequest) -> tuple[int, str]:
         """Store the notification of a request. Return the status code and text of the response."""
-        if not self.allowed(request.headers.get("Authorization", "")):
+        if not self.is_allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses
             return 415, "compressed"
@@ -156,7 +156,7 @@ class Webhook:
                 alone = True
         return body
 
-    def allowed(self, header: str) -> bool:
+    def is_allowed(self, header: str) -> bool:
         """Return whether the header has a valid token; compared in constant time.
 
         Each line of the token's file is valid, for rotations.

@@ -40,8 +40,8 @@ class Pages:
             "/status": self.status,
         }
 
-    async def answer(self, request: BaseRequest) -> Response:
-        """Answer one request: without a body, four paths, one method."""
+    async def handle(self, request: BaseRequest) -> Response:
+        """Handle one request: without a body, four paths, one method."""
         page = self._pages.get(request.path)
         if page is None:
             response = Response(status=404, text="404: Not Found")
@@ -91,7 +91,7 @@ async def serve(
     pages = Pages(daemons, metrics)
     async with AsyncExitStack() as stack:
         try:
-            serving = http_server.serve(pages.answer, Listen(*listen), LIMITS)
+            serving = http_server.serve(pages.handle, Listen(*listen), LIMITS)
             host, port = await stack.enter_async_context(serving)
         except OSError as error:
             mistake = f"BYOC_LISTEN: {error.strerror or error}: expected a free host:port"

@@ -20,7 +20,7 @@ WAIT_SECONDS = 0.2  # for one file, and once: what takes longer is read in the b
 class Certificate:
     """A TLS context whose certificate follows its files.
 
-    The files are read in threads first, so that a mount that does not answer cannot stop the event
+    The files are read in threads first, so that a mount that does not respond cannot stop the event
     loop. OpenSSL then loads what has just been read.
     """
 
@@ -51,7 +51,7 @@ class Certificate:
     def renew(self) -> None:
         """Use changed files from now on; keep the certificate if they cannot be used.
 
-        Blocks for WAIT_SECONDS per file at most, and not again while a file does not answer.
+        Blocks for WAIT_SECONDS per file at most, and not again while a file does not respond.
         """
         now = self._monotonic()
         if now - self._checked_at < self._check_seconds:

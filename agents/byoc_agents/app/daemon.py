@@ -35,11 +35,11 @@ class EventSource(Protocol):
         ...
 
 
-async def _nothing_staged() -> None:
+async def _seal_nothing() -> None:
     """Do nothing: the default `seal` of a daemon that does not seal events into objects."""
 
 
-async def _nothing_to_check() -> None:
+async def _check_nothing() -> None:
     """Do nothing: the default `check` of a source without conditions for its start."""
 
 
@@ -61,9 +61,9 @@ class Daemon(msgspec.Struct, frozen=True):
     metrics: Metrics
     ledger_status: Callable[[], dict[str, Any]] = dict  # the ledger's fields of /status
     identity: Callable[[], dict[str, Any]] = dict  # the sender's identity for /status; no keys
-    seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of the staged lines
+    seal: Callable[[], Awaitable[None]] = _seal_nothing  # makes messages of the staged lines
     # Called before `run`; raises ConfigError if the daemon must not start.
-    check: Callable[[], Awaitable[None]] = _nothing_to_check
+    check: Callable[[], Awaitable[None]] = _check_nothing
     down: dict[str, Down] = msgspec.field(default_factory=dict)  # tasks that failed, by name
     counted: dict[str, int] = msgspec.field(default_factory=dict)  # what `observe` has counted
 
@@ -195,7 +195,7 @@ class Daemon(msgspec.Struct, frozen=True):
             async with asyncio.timeout(1):
                 await self.spool.probe()
         except (SpoolError, TimeoutError) as error:
-            return f"spool: {str(error) or 'does not answer'}"
+            return f"spool: {str(error) or 'does not respond'}"
         return ""
 
     def status(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Files that others write (settings, secrets, certificates), read within limits.
 
-A path may name a FIFO, a device, or a file on a mount that no longer answers. Opening or reading
+A path may name a FIFO, a device, or a file on a mount that no longer responds. Opening or reading
 these can block without end. Therefore only regular files are read, only up to a size limit, and in
 a thread that is waited for only up to a time limit.
 """
@@ -28,7 +28,7 @@ KINDS = (
 
 
 class NotReadableError(ValueError):
-    """A path that is not a regular file within the limit, or that did not answer in time."""
+    """A path that is not a regular file within the limit, or that did not respond in time."""
 
 
 class Version(NamedTuple):
@@ -135,7 +135,7 @@ class FileContent:
         """
         if not self._done.is_set():
             raise NotReadableError(
-                f"{self._path} does not answer (a hung mount?); {_describe_limit(self._max_bytes)}"
+                f"{self._path} does not respond (a hung mount?); {_describe_limit(self._max_bytes)}"
             )
         if self._error:
             raise self._error

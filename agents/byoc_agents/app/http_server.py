@@ -184,7 +184,7 @@ class HttpServer:
     def __init__(self, handler: Handler, listen: Listen, limits: PortLimits) -> None:
         """Load the certificate. Raises OSError (also ssl.SSLError) if it cannot be used."""
         self.limits = limits
-        self.requests = Server(self._answer_request, request_factory=_request)
+        self.requests = Server(self._handle_request, request_factory=_request)
         self._handler = handler
         self._listen = listen
         self._unauthenticated: dict[ClientConnection, None] = {}  # oldest first
@@ -304,7 +304,7 @@ class HttpServer:
         )
         self._closed = 0
 
-    async def _answer_request(self, request: BaseRequest) -> StreamResponse:
+    async def _handle_request(self, request: BaseRequest) -> StreamResponse:
         connection = cast("ClientConnection", request.protocol)
         connection.begin_request(request.content)
         try:

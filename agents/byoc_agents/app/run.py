@@ -29,7 +29,6 @@ from byoc_agents.app import logging as log
 from byoc_agents.app import signals
 from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.hardening import (
     report_parent,
@@ -38,6 +37,7 @@ from byoc_agents.app.hardening import (
     restrict_process,
 )
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import (
     CoreSettings,
     describe,
@@ -354,7 +354,7 @@ def _gate(
 
 
 def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = False) -> int:
-    """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
+    """Run or drain the named daemons; return the exit code. Raises ConfigError."""
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
     restrict_process()

@@ -10,10 +10,10 @@ from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, Load, load_of
 from byoc_agents.audit.state import AuditState
 from byoc_agents.audit.validate import (
     CheckedPeriod,
-    contradiction,
     decode,
+    find_contradiction,
+    find_impossible_cpu,
     find_misplacement,
-    impossible,
     period,
 )
 from byoc_agents.billing.objects import ObjectKey, TornObjectError, parse_key, unseal
@@ -54,7 +54,7 @@ class Intake:
         try:
             lines = unseal(self._key, body)
         except TornObjectError as error:
-            self.torn(str(error))
+            self.report_torn(str(error))
             return
         self.audit_lines(lines)
 
@@ -62,22 +62,24 @@ class Intake:
         """Audit the records of a whole body."""
         expected = self._name.last + 1 - self._name.first
         if self._name.shared and len(lines) != expected:
-            self._damage("altered_object", f"{len(lines)} records, expected {expected} by its key")
+            self._report_damage(
+                "altered_object", f"{len(lines)} records, expected {expected} by its key"
+            )
         for number, line in enumerate(lines, 1):
             self._evidence.records += 1
             try:
                 record = decode(line)
                 span = period(record.data)
             except ValueError as error:  # msgspec's errors are ValueErrors
-                self.torn(f"line {number}: {error}")
+                self.report_torn(f"line {number}: {error}")
                 continue
             self._record(record, line, span)
 
-    def torn(self, detail: str) -> None:
+    def report_torn(self, detail: str) -> None:
         """Report damage by which any of the object's sequences may be lost."""
-        self._damage("torn_object", detail)
+        self._report_damage("torn_object", detail)
 
-    def _damage(self, kind: ProblemKind, detail: str) -> None:
+    def _report_damage(self, kind: ProblemKind, detail: str) -> None:
         self._claim.damaged.add(self._name.first, self._name.last + 1)
         self._evidence.findings.add(
             Finding(
@@ -94,34 +96,34 @@ class Intake:
 
     def _record(self, record: UsageRecord, line: bytes, span: CheckedPeriod) -> None:
         usage = record.data
-        if detail := contradiction(record, span):
-            self._spoil(usage)
+        if detail := find_contradiction(record, span):
+            self._mark_damaged(usage)
             self._find("altered_record", usage, span, detail=detail)
         elif detail := find_misplacement(usage, self._name, span.start_ms):
-            self._spoil(usage)
+            self._mark_damaged(usage)
             if not self._misplaced:
-                self._damage("altered_object", detail)
+                self._report_damage("altered_object", detail)
             self._misplaced = True
         elif kind := self._evidence.recent.check_duplicate(record.id, line):
             self._find(kind, usage, span)
         else:
-            self._in_order(usage)
-            self._sound(usage, span, record.id)
+            self._check_order(usage)
+            self._add_valid(usage, span, record.id)
 
-    def _in_order(self, usage: Usage) -> None:
+    def _check_order(self, usage: Usage) -> None:
         lane = (usage.pod_uid or usage.replica, usage.epoch)
         if usage.sequence < (before := self._before.get(lane, -1)):
-            self._damage("altered_object", f"sequence {usage.sequence} after {before}")
+            self._report_damage("altered_object", f"sequence {usage.sequence} after {before}")
         self._before[lane] = usage.sequence
 
-    def _spoil(self, usage: Usage) -> None:
+    def _mark_damaged(self, usage: Usage) -> None:
         """Mark the sequence as damaged, so that it is not reported as missing too."""
         claims = [self._evidence.claim_of(usage)]
         claims += [] if self._name.shared else [self._claim]
         for claim in claims:
             claim.damaged.add(usage.sequence, usage.sequence + 1)
 
-    def _sound(self, usage: Usage, span: CheckedPeriod, name: str) -> None:
+    def _add_valid(self, usage: Usage, span: CheckedPeriod, name: str) -> None:
         replica = self._evidence.replica(usage)
         timeline = replica.timeline(usage)
         held = self._holds(replica, usage)
@@ -131,14 +133,14 @@ class Intake:
         for twice in timeline.add(usage, *span):
             self._find("overlap", usage, CheckedPeriod(*twice))
         bound = cpu_bound(usage)
-        detail = impossible(usage, bound)
+        detail = find_impossible_cpu(usage, bound)
         if held:
             self._find("duplicate_sequence", usage, span)
         elif self._fitness_only:
             replica.sequences(usage.epoch).add(usage.sequence, usage.sequence + 1)
         else:
             load = Load() if detail else load_of(usage, *span, name, bound)
-            self._chain(replica, usage, span, load)
+            self._check_links(replica, usage, span, load)
         if detail:
             self._find(
                 "impossible_cpu",
@@ -168,7 +170,9 @@ class Intake:
             return bool(replica.sequences(usage.epoch).overlap(sequence, sequence + 1))
         return replica.lane(usage.epoch).holds(usage.sequence)
 
-    def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, load: Load) -> None:
+    def _check_links(
+        self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, load: Load
+    ) -> None:
         links = replica.lane(usage.epoch).add(run_of(usage, *span, load))
         if (
             usage.quality == "gap"
@@ -181,8 +185,8 @@ class Intake:
             if link.kind == "unrecorded":
                 replica.note_unrecorded(link)
             else:
-                seam = CheckedPeriod(link.start_ms, link.end_ms)
-                self._find(link.kind, usage, seam, core_seconds=link.core_seconds)
+                between = CheckedPeriod(link.start_ms, link.end_ms)
+                self._find(link.kind, usage, between, core_seconds=link.core_seconds)
 
     def _find(self, kind: ProblemKind, usage: Usage, span: CheckedPeriod, **more: Any) -> None:
         finding = Finding(
@@ -248,7 +252,7 @@ class Audit:
     def refuse(self, key: str, detail: str) -> None:
         """Record an object whose bytes could not be read completely."""
         if intake := self._intake(key):
-            intake.torn(detail)
+            intake.report_torn(detail)
 
     @property
     def found(self) -> Findings:

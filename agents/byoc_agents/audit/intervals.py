@@ -55,10 +55,10 @@ class Spans:
     def find_uncovered(self, start: int, end: int) -> list[Span]:
         """Return the parts of [start, end) that are not in the set."""
         found = []
-        for a, b in self.overlap(start, end):
-            if start < a:
-                found.append((start, a))
-            start = b
+        for low, high in self.overlap(start, end):
+            if start < low:
+                found.append((start, low))
+            start = high
         return [*found, (start, end)] if start < end else found
 
     def minus(self, other: "Spans") -> "Spans":

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from byoc_agents.audit.sequences import SOFT_GAPS
 from byoc_agents.audit.validate import (
-    contradiction,
     decode,
+    find_contradiction,
+    find_impossible_cpu,
     find_misplacement,
-    impossible,
     period,
 )
 from byoc_agents.billing.objects import parse_key
@@ -45,9 +45,9 @@ def are_plain(objects: Sequence[tuple[str, Sequence[bytes]]]) -> bool:
                 usage.sequence <= last_sequence
                 or span.start_ms < last_end_ms
                 or usage.gap_reason in SOFT_GAPS
-                or contradiction(record, span)
+                or find_contradiction(record, span)
                 or find_misplacement(usage, name, span.start_ms)
-                or impossible(usage, cpu_bound(usage))
+                or find_impossible_cpu(usage, cpu_bound(usage))
             ):
                 return False
             last_sequence, last_end_ms = usage.sequence, span.end_ms

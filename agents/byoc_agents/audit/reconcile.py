@@ -39,7 +39,7 @@ def conclude(state: AuditState, target: str) -> Report:
         for found, needed, cpus in replica.decide():
             _refuse(state.findings, replica.name, found, needed, cpus)
         verdict = _Conclusion(state.findings, replica, own, partial=state.partial)
-        epoch_ends += verdict.reach()
+        epoch_ends += verdict.find_epoch_ends()
         for timeline in replica.timelines.values():
             timeline.settle(replica.sums_at)
     totals = [replica.total() for replica in replicas if replica.sums]
@@ -112,7 +112,7 @@ class _Conclusion:
         self._explained = Spans()  # time of records already reported as missing or damaged
         self._epochs = sorted({*replica.lanes, *claims})
 
-    def reach(self) -> list[EpochEnd]:
+    def find_epoch_ends(self) -> list[EpochEnd]:
         """Add the findings and return where epochs ended."""
         for place, epoch in enumerate(self._epochs):
             for hole in self._holes(epoch):
@@ -124,7 +124,7 @@ class _Conclusion:
         sound = [epoch for epoch in self._epochs if self._lane(epoch).runs]
         pairs = list(pairwise(sound))
         for ended, begun in pairs:
-            self._succession(ended, begun)
+            self._check_succession(ended, begun)
         for (pod, container), timeline in self._replica.timelines.items():
             self._report_uncovered(f"pod {pod} container {container}", timeline)
         return [self._epoch_end(ended, begun) for ended, begun in pairs]
@@ -195,7 +195,7 @@ class _Conclusion:
         start_ms = left.end_ms if left else BEGINNING
         self._explained.add(start_ms, right.start_ms if right else END)
 
-    def _succession(self, ended: int, begun: int) -> None:
+    def _check_succession(self, ended: int, begun: int) -> None:
         left, right = self._lane(ended).runs[-1], self._lane(begun).runs[0]
         claim = self._claims.get(ended) or Claim()
         torn_tail = bool(claim.named.overlap(left.last + 1, END))

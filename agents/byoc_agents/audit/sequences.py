@@ -99,17 +99,17 @@ def _join(left: Stretch | None, right: Stretch | None) -> Stretch | None:
     return left.join(right) if left and right else None
 
 
-def _by_excess(a: Stretch | None, b: Stretch | None) -> Stretch | None:
-    """Return the one with the larger excess, or None if neither exists."""
-    found = a if b is None or (a is not None and a.excess_usec >= b.excess_usec) else b
-    return found if found and found.excess_usec > 0 else None
+def _by_excess(one: Stretch | None, other: Stretch | None) -> Stretch | None:
+    """Return the one with the larger excess, or None if neither has any."""
+    found = [s for s in (one, other) if s is not None and s.excess_usec > 0]
+    return max(found, key=lambda s: s.excess_usec, default=None)
 
 
-def _by_breach(a: Stretch | None, b: Stretch | None) -> Stretch | None:
+def _by_breach(one: Stretch | None, other: Stretch | None) -> Stretch | None:
     """Return the one that exceeds its slack by more, or None if neither does."""
-    if a is None and b is None:
+    if one is None and other is None:
         return None
-    found = [s for s in (a, b) if s is not None and s.excess_usec > s.slack_usec]
+    found = [s for s in (one, other) if s is not None and s.excess_usec > s.slack_usec]
     return max(found, key=lambda s: s.excess_usec - s.slack_usec, default=None)
 
 
@@ -200,7 +200,7 @@ def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None
     return Link(rise if apart > 0 else "doubled_cpu", tail.ms, head.ms, abs(apart))
 
 
-def seam(left: Run, right: Run) -> Link | None:
+def compare_runs(left: Run, right: Run) -> Link | None:
     """Compare the counters of two neighboring runs."""
     return link(left.tail, right.head, stated=left.tail_gap or right.head_gap)
 
@@ -224,11 +224,11 @@ class Lane:
         place = self._after(run.first)
         if place < len(self.runs) and self.runs[place].first == run.last + 1:
             right = self.runs.pop(place)
-            links += [seam(run, right)]
+            links += [compare_runs(run, right)]
             _extend(run, right)
         if place > 0 and self.runs[place - 1].last + 1 == run.first:
             left = self.runs[place - 1]
-            links += [seam(left, run)]
+            links += [compare_runs(left, run)]
             _extend(left, run)
         else:
             self.runs.insert(place, run)

@@ -35,12 +35,12 @@ _milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is th
 def decode(line: bytes) -> UsageRecord:
     """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure."""
     record = _decode(line)
-    if not _sane(record.data):
+    if not _has_possible_figures(record.data):
         raise ValueError("a CPU figure is negative, too large or no number")
     return record
 
 
-def _sane(usage: Usage) -> bool:
+def _has_possible_figures(usage: Usage) -> bool:
     counter = usage.counter
     try:
         sound = NO_CPU <= usage.used.cpu_core_seconds < MAX_CORE_SECONDS
@@ -79,8 +79,8 @@ def find_misplacement(usage: Usage, key: ObjectKey, start_ms: int) -> str:
 
 
 def _find_misplacement_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
-    if (says := (usage.organization_id, usage.service_id)) != key[:2]:
-        return f"the record is of {says}"
+    if (owner := (usage.organization_id, usage.service_id)) != key[:2]:
+        return f"the record is of {owner}"
     if rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
         return f"a record starts at {usage.charge_period_start}"
     return ""
@@ -100,7 +100,7 @@ def period(usage: Usage) -> CheckedPeriod:
     return CheckedPeriod(start_ms, end_ms)
 
 
-def contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
+def find_contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
     """Return how a record with this period contradicts itself; empty if it does not."""
     usage = record.data
     if record.type != TYPE:
@@ -116,7 +116,7 @@ def contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
     return _sizes(usage, span.end_ms - span.start_ms) or _figures(usage)
 
 
-def impossible(usage: Usage, bound: CpuBound | None) -> str:
+def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
     """Return the rule that a record's CPU breaks, with both figures; empty if it breaks none."""
     if bound is None or usage.used.cpu_core_seconds <= bound.core_seconds:
         return ""

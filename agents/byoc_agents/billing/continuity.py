@@ -103,7 +103,7 @@ def same_counter(before: Reading, seen: LastSeen | None, now: Reading, sample: S
     `seen` is the time of `before`, None if unknown. The machine was not rebooted in between.
     """
     return (
-        not other_source(before, now)
+        not is_other_source(before, now)
         and _same_incarnation(before, now)
         and (births_agree(before, now) or uptime_stood_still(before, seen, now, sample))
         and now.cpu_usec >= before.cpu_usec
@@ -118,14 +118,14 @@ def same_container(
         return before.container_id == now.container_id and not rebooted
     if rebooted:
         return False
-    if not other_source(before, now):
+    if not is_other_source(before, now):
         same = _same_incarnation(before, now)
         still = births_agree(before, now) or same_counter(before, seen, now, sample)
         return same and still
-    return seen is not None and ran_at(now, seen.boot_ns)
+    return seen is not None and was_running_at(now, seen.boot_ns)
 
 
-def ran_at(reading: Reading, boot_ns: int) -> bool:
+def was_running_at(reading: Reading, boot_ns: int) -> bool:
     """Return whether the target of a reading certainly ran at an earlier time of the same boot."""
     born_boot_ns = reading.born_boot_ns
     return born_boot_ns is not None and born_boot_ns <= boot_ns + birth_tolerance_ns(reading)
@@ -138,11 +138,11 @@ def birth_tolerance_ns(reading: Reading) -> int:
 
 def counter_fell(before: Reading, now: Reading) -> bool:
     """Return whether both readings are of one counter, and its value is lower now."""
-    same = not other_source(before, now) and _same_incarnation(before, now)
+    same = not is_other_source(before, now) and _same_incarnation(before, now)
     return same and births_agree(before, now) and now.cpu_usec < before.cpu_usec
 
 
-def other_source(before: Reading, now: Reading) -> bool:
+def is_other_source(before: Reading, now: Reading) -> bool:
     """Return whether two readings are of different counters."""
     return before.source != now.source
 

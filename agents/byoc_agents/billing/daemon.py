@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from byoc_agents.app.clock import asleep_ns
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.keyed_ids import keyed_id
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.objects import DEFAULT_PREFIX
@@ -27,7 +27,7 @@ from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import Scraper, TargetMachine
 from byoc_agents.billing.sealer import Intervals, Sealer, seal_phase_ms
 from byoc_agents.billing.service import ServiceScraper
-from byoc_agents.billing.sources.select import MeterKind, TargetName, open_target, parse_target
+from byoc_agents.billing.sources.target import MeterKind, TargetName, open_target, parse_target
 from byoc_agents.billing.streams import CHECKPOINT, ReplicaStream, ServiceStream, checkpoint_key
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool

@@ -39,15 +39,15 @@ from byoc_agents.billing.continuity import (
     carry_over,
     common_reading,
     counter_fell,
+    is_other_source,
     keep_birth_time,
-    other_source,
-    ran_at,
     same_container,
     same_counter,
     shift_birth_by_sleep,
     switch_source,
     use_state_boot_id,
     was_rebooted,
+    was_running_at,
 )
 from byoc_agents.billing.record import SLACK_MS, GapReason
 from byoc_agents.billing.sources.reading import Reading
@@ -241,7 +241,7 @@ class Meter:
         unseen = moment.elapsed_ns + window.pending_ns > self._window_ms * NS_PER_MS
         size = size_after(size_at(window), sample.reading)
         window, periods = _extend_window(window, handed, moment, at_ms, size=size, unseen=unseen)
-        if other_source(handed, sample.reading):
+        if is_other_source(handed, sample.reading):
             window = ensure_nonempty(window)
             periods += close_window(window)
             window = switch_source(next_window(window), sample.reading)
@@ -490,7 +490,7 @@ def _counts_from_zero(lasting: OpenGap, reading: Reading) -> bool:
     if last is not None and not lasting.rebooted and counter_fell(last, reading):
         return False
     if reading.born_boot_ns is None:
-        again = last is not None and not other_source(last, reading)
+        again = last is not None and not is_other_source(last, reading)
         another = last is not None and again and last.incarnation != reading.incarnation
         return reading.exclusive and (another or (lasting.absent_ms is not None and not again))
     born_ns = reading.born_boot_ns + birth_tolerance_ns(reading)
@@ -502,7 +502,7 @@ def _same_container(lasting: OpenGap, sample: Sample, reading: Reading) -> bool:
     if lasting.since is None or lasting.rebooted:
         return False
     if lasting.last is None:  # never read before: it ran all the time if it is older
-        return ran_at(reading, lasting.since.boot_ns)
+        return was_running_at(reading, lasting.since.boot_ns)
     return same_container(lasting.last, lasting.since, reading, sample, rebooted=False)
 
 
@@ -510,7 +510,7 @@ def _break_reason(opened: OpenGap, reading: Reading) -> GapReason:
     last = opened.last
     if last is None or opened.rebooted or _counts_from_zero(opened, reading):
         return "target_restarted"
-    if other_source(last, reading):
+    if is_other_source(last, reading):
         return "source_changed"
     return "counter_fell" if counter_fell(last, reading) else "target_restarted"
 

@@ -5,7 +5,7 @@ import structlog
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.record import Usage
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.errors import SpoolError
 
 

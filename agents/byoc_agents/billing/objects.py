@@ -194,12 +194,12 @@ def _decode_path(line: bytes) -> _ObjectPath:
     return _decode(line).data  # msgspec's errors are ValueErrors
 
 
-def _follows(a: _ObjectPath, b: _ObjectPath) -> bool:
-    return a.shared() == b.shared() and b.sequence == a.sequence + 1
+def _follows(before: _ObjectPath, path: _ObjectPath) -> bool:
+    return before.shared() == path.shared() and path.sequence == before.sequence + 1
 
 
-def _shares_hour(a: _ObjectPath, b: _ObjectPath) -> bool:
-    return a.hour() == b.hour()
+def _shares_hour(one: _ObjectPath, other: _ObjectPath) -> bool:
+    return one.hour() == other.hour()
 
 
 def _object_key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:

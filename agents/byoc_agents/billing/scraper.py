@@ -24,7 +24,7 @@ from byoc_agents.billing.meter import Meter, is_routine
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.sealer import Sealer
-from byoc_agents.billing.sources.select import Target
+from byoc_agents.billing.sources.target import Target
 from byoc_agents.billing.streams import CHECKPOINT, EpochStart
 from byoc_agents.billing.window import MeterState, Period, Sample, Window
 from byoc_agents.errors import SpoolCorruptError, SpoolError

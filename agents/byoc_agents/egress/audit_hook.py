@@ -1,7 +1,7 @@
 """The gate for the whole process, including code that opens its own sockets or starts programs.
 
-An audit hook (PEP 578) sees what Python code does, in every thread, before it happens, and cannot
-be removed. It is a guard against accidents and not a boundary: code in this process can change the
+An audit hook (PEP 578) is called before each action of Python code, in every thread, and cannot be
+removed. It is a guard against accidents and not a boundary: code in this process can change the
 gate that the hook asks, and native code raises no events. The filter of `seccomp.py` and the rules
 of the network are outside the reach of such code.
 

@@ -56,7 +56,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     # listeners
     "bind": (49, 200),
     "listen": (50, 201),
-    # ways around this filter: io_uring makes system calls that no filter sees
+    # ways around this filter: io_uring makes system calls that no filter checks
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),

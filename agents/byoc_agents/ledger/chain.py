@@ -262,22 +262,22 @@ class Chain:
 
     def _make_room(self, needed_bytes: int) -> None:
         """Remove the oldest files until these bytes fit, each stated before it goes."""
-        victims = self._victims(needed_bytes)
-        self._write([self._removal(number) for number in victims])
-        for number in victims:
+        removable = self._find_removable(needed_bytes)
+        self._write([self._removed_line(number) for number in removable])
+        for number in removable:
             with contextlib.suppress(OSError):  # stated again, and tried again, by a later group
                 self.segments.remove(number)
 
-    def _victims(self, needed_bytes: int) -> list[int]:
-        total, victims = self.segments.total_bytes() + needed_bytes, []
+    def _find_removable(self, needed_bytes: int) -> list[int]:
+        total, removable = self.segments.total_bytes() + needed_bytes, []
         for number in sorted(self.segments.sizes):
             if total <= self._max_bytes or number >= self._number:
                 break
-            victims.append(number)
+            removable.append(number)
             total += 4 * LINK_BYTES - self.segments.sizes[number]
-        return victims
+        return removable
 
-    def _removal(self, number: int) -> RemovedLine:
+    def _removed_line(self, number: int) -> RemovedLine:
         first, last = find_ends(self.segments.path(number))
         return RemovedLine(
             segment=number,
@@ -423,14 +423,14 @@ def _find_end(segments: Segments) -> OpenedLedger:
             if not seen.good_bytes:
                 continue
         if seen.good_bytes or seen.damaged:
-            return _go_on(segments, number, seen)
+            return _continue_file(segments, number, seen)
         _set_aside(segments, number, seen)  # not even a first line
         segments.path(number).unlink()
     number = numbers[0] if numbers else 1
     return OpenedLedger(number, states=_list_unstated(segments, number, set()))
 
 
-def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
+def _continue_file(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
     found = OpenedLedger(
         number,
         length=seen.good_bytes,
@@ -462,17 +462,17 @@ def _list_unstated(segments: Segments, first: int, stated: set[str]) -> list[Lin
     asides = [(n, path) for n, path in segments.asides() if n >= first and path.name not in stated]
     foreign = [(n, path) for n, path in segments.foreign() if path.name not in stated]
     return [
-        *(_of_aside(number, path) for number, path in sorted(asides)),
-        *(_of_foreign(number, path) for number, path in sorted(foreign) if number >= first),
+        *(_describe_aside(number, path) for number, path in sorted(asides)),
+        *(_describe_foreign(number, path) for number, path in sorted(foreign) if number >= first),
     ]
 
 
-def _of_foreign(number: int, path: Path) -> RecoveredLine:
+def _describe_foreign(number: int, path: Path) -> RecoveredLine:
     size = path.lstat().st_size
     return RecoveredLine(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
 
 
-def _of_aside(number: int, path: Path) -> RecoveredLine:
+def _describe_aside(number: int, path: Path) -> RecoveredLine:
     content = path.read_bytes()
     return RecoveredLine(
         segment=number, why="torn", bytes=len(content), sha256=sha256_hex(content), aside=path.name

@@ -45,7 +45,7 @@ class Scan(msgspec.Struct):
     end: LinePosition = START  # the last line of the chain
     open: set[int] = msgspec.field(default_factory=set)  # intents of the chain without an outcome
     flying: set[int] = msgspec.field(default_factory=set)  # the same over all that can be read
-    removed: set[int] = msgspec.field(default_factory=set)  # files that it says are removed
+    removed: set[int] = msgspec.field(default_factory=set)  # files whose removal it states
     asides: set[str] = msgspec.field(default_factory=set)  # names of cut-off ends that it states
     rest_bytes: int = 0
     oversized: bool = False  # the rest is more than one write of ours can leave

@@ -126,16 +126,16 @@ class _Verifier:
     def run(self) -> LedgerVerdict:
         numbers = self._segments.numbers()
         if not numbers:
-            self._problem(self.verdict.directory, "holds no ledger file")
+            self._add_problem(self.verdict.directory, "holds no ledger file")
         for number in numbers:
             try:
-                self._file(number, last=number == numbers[-1])
+                self._check_file(number, last=number == numbers[-1])
             except FileNotFoundError as error:
                 raise _MovedOnError from error
         self._conclude()
         return self.verdict
 
-    def _problem(self, place: str, text: str) -> None:
+    def _add_problem(self, place: str, text: str) -> None:
         if len(self.verdict.problems) < MAX_PROBLEMS:
             self.verdict.problems.append(f"{place}: {text}")
         else:
@@ -143,56 +143,58 @@ class _Verifier:
 
     # Files and lines.
 
-    def _file(self, number: int, *, last: bool) -> None:
+    def _check_file(self, number: int, *, last: bool) -> None:
         self.verdict.files += 1
         path = self._segments.path(number)
         try:
-            self._lines(path, number, last=last)
+            self._check_lines(path, number, last=last)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._problem(path.name, f"is {error.strerror}")
+            self._add_problem(path.name, f"is {error.strerror}")
 
-    def _lines(self, path: Path, number: int, *, last: bool) -> None:
+    def _check_lines(self, path: Path, number: int, *, last: bool) -> None:
         for position, raw in enumerate(raw_lines(path), start=1):
             place = f"{path.name}:{position}"
             if len(raw.content) > MAX_LINE_BYTES:
                 rest = path.stat().st_size - raw.offset
                 text = f"the line is longer than {MAX_LINE_BYTES} bytes: it is not a ledger line"
-                self._problem(place, f"{text}; {rest} bytes from here on were not read")
+                self._add_problem(place, f"{text}; {rest} bytes from here on were not read")
             elif raw.whole:
-                self._line(raw, place, number, first=position == 1)
-            elif not last or self._stays(path, raw):
+                self._check_line(raw, place, number, first=position == 1)
+            elif not last or self._is_cut_off(path, raw):
                 why = (
-                    "; a crash does this, and the next start of the daemon says so" if last else ""
+                    "; a crash does this, and the next start of the daemon reports it"
+                    if last
+                    else ""
                 )
-                self._problem(place, f"the line is cut off{why}")
+                self._add_problem(place, f"the line is cut off{why}")
 
-    def _stays(self, path: Path, raw: Raw) -> bool:
+    def _is_cut_off(self, path: Path, raw: Raw) -> bool:
         """Return whether a line without an end is not a write in progress."""
         size = raw.offset + len(raw.content)
         self._settle()
         return path.stat().st_size == size
 
-    def _line(self, raw: Raw, place: str, number: int, *, first: bool) -> None:
+    def _check_line(self, raw: Raw, place: str, number: int, *, first: bool) -> None:
         self.verdict.lines += 1
         line = decode(raw.content)
         if line is None:
-            self._problem(place, "changed: it is not a ledger line")
+            self._add_problem(place, "changed: it is not a ledger line")
         else:
             self._link(line, place)
-            self._frame(line, place, number, first=first)
+            self._check_first_line(line, place, number, first=first)
             self._count(line, place)
-            self._meaning(line, place, number)
+            self._check_content(line, place, number)
         sequence = self._before.sequence + 1 if self._before else 0
         self._before = LinePosition(line.sequence if line else sequence, sha256_hex(raw.content))
         self._first = self._before.sequence if self._first is None else self._first
         self._readable, self._place = line is not None, place
         self._anchor(self._before, place)
         self._bound.add_line(len(raw.content) + 1)
-        self._grow(raw.content, line, place)
+        self._add_to_tree(raw.content, line, place)
 
-    def _grow(self, content: bytes, line: LedgerLine | None, place: str) -> None:
+    def _add_to_tree(self, content: bytes, line: LedgerLine | None, place: str) -> None:
         """Add the line to the tree, and compare the kept heads of its size."""
         if isinstance(line, SegmentLine):
             self._begin_tree(line, place)
@@ -203,15 +205,17 @@ class _Verifier:
     def _begin_tree(self, line: SegmentLine, place: str) -> None:
         if line.tree is None or not line.tree.valid:
             if self._tree or line.tree:
-                self._problem(place, "states no valid tree, and an earlier file does")
+                self._add_problem(place, "states no valid tree, and an earlier file does")
             return
         if self._first_size is None:
             self._first_size = line.tree.size
             self._compare(line.tree, place)
             if line.tree.size and self.verdict.lines > 1:
-                self._problem(place, f"states {line.tree.size} lines of a tree that are not there")
+                self._add_problem(
+                    place, f"states {line.tree.size} lines of a tree that are not there"
+                )
         elif line.tree != self._tree:
-            self._problem(place, f"states the tree {line.tree}; the lines make {self._tree}")
+            self._add_problem(place, f"states the tree {line.tree}; the lines make {self._tree}")
 
     def _compare(self, tree: TreeHead, place: str) -> None:
         for kept in self._heads.pop(tree.size, ()):
@@ -219,7 +223,7 @@ class _Verifier:
                 self.verdict.heads += 1
             else:
                 what = f"the kept head {kept.size} {kept.root}"
-                self._problem(place, f"does not end the history of {what}: another history")
+                self._add_problem(place, f"does not end the history of {what}: another history")
 
     def _link(self, line: LedgerLine, place: str) -> None:
         """Compare number and hash with the line before."""
@@ -227,28 +231,30 @@ class _Verifier:
             self._begin(line, place)
         elif line.sequence > self._before.sequence + 1:
             lost = f"{self._before.sequence + 1} to {line.sequence - 1}"
-            self._problem(place, f"lines {lost} are missing before it")
+            self._add_problem(place, f"lines {lost} are missing before it")
         elif line.sequence <= self._before.sequence:
             after = self._before.sequence
-            self._problem(place, f"out of order: line {line.sequence} after line {after}")
+            self._add_problem(place, f"out of order: line {line.sequence} after line {after}")
         elif line.previous != self._before.sha256 and self._readable:
-            self._problem(self._place, f"changed, or {place} is: the hash there is of other bytes")
+            self._add_problem(
+                self._place, f"changed, or {place} is: the hash there is of other bytes"
+            )
 
     def _begin(self, line: LedgerLine, place: str) -> None:
         if line.sequence > 0:
             self._cut_at = LinePosition(line.sequence - 1, line.previous)
         elif line.previous != GENESIS:
-            self._problem(place, "changed: the first line of all follows on 64 zeros")
+            self._add_problem(place, "changed: the first line of all follows on 64 zeros")
 
-    def _frame(self, line: LedgerLine, place: str, number: int, *, first: bool) -> None:
+    def _check_first_line(self, line: LedgerLine, place: str, number: int, *, first: bool) -> None:
         """Check that each file begins with its own number, and nothing else does."""
         if not isinstance(line, SegmentLine):
             if first:
-                self._problem(place, "the first line of the file is missing")
+                self._add_problem(place, "the first line of the file is missing")
         elif not first or line.segment != number:
-            self._problem(place, f"is the first line of file {line.segment}")
+            self._add_problem(place, f"is the first line of file {line.segment}")
         elif line.format not in FORMATS:
-            self._problem(
+            self._add_problem(
                 place, f"is in format {line.format}; this version reads up to {max(FORMATS)}"
             )
         if isinstance(line, SegmentLine):
@@ -261,7 +267,7 @@ class _Verifier:
                 self.verdict.heads += 1
                 self.verdict.notes.append(f"{place} is the given anchor {position.sequence}")
             else:
-                self._problem(
+                self._add_problem(
                     place, f"is not the given anchor {position.sequence}: another history"
                 )
 
@@ -280,31 +286,31 @@ class _Verifier:
             self._open = dict.fromkeys(line.open, ())
             verdict.notes += [f"{place} carries {len(line.open)} open intents"] * bool(line.open)
 
-    def _meaning(self, line: LedgerLine, place: str, number: int) -> None:
+    def _check_content(self, line: LedgerLine, place: str, number: int) -> None:
         match line:
             case IntentLine():
                 self._open[line.sequence] = tuple(sent.id for sent in line.messages)
-                self._bodies(line, place, number)
+                self._check_bodies(line, place, number)
             case ReceiptLine():
                 self._close(line.intent, tuple(ended.id for ended in line.outcomes), place)
             case UnknownLine():
                 self._close(line.intent, (), place)
                 self.verdict.notes.append(f"{place} states line {line.intent} unknown: {line.why}")
             case RemovedLine():
-                self._removal(line, place)
+                self._check_removal(line, place)
             case RecoveredLine():
-                self._recovery(line, place)
+                self._check_recovery(line, place)
             case FactLine() if self._format < FORMAT_WITH_FACTS:
-                self._problem(place, f"is a fact in a file of format {self._format}")
+                self._add_problem(place, f"is a fact in a file of format {self._format}")
 
     def _close(self, intent: int, ids: Sequence[str], place: str) -> None:
         announced = self._open.pop(intent, None)
         if announced is None:
-            self._problem(place, f"is about line {intent}, which is not an open intent")
+            self._add_problem(place, f"is about line {intent}, which is not an open intent")
         elif announced and ids and announced != ids:
-            self._problem(place, f"names other ids than its intent, line {intent}")
+            self._add_problem(place, f"names other ids than its intent, line {intent}")
 
-    def _removal(self, line: RemovedLine, place: str) -> None:
+    def _check_removal(self, line: RemovedLine, place: str) -> None:
         end = LinePosition(line.last_sequence, line.last_sha256)
         if end == self._cut_at:
             self._cut_at = None
@@ -313,7 +319,7 @@ class _Verifier:
         self._bound.remove(place, line)
         self._anchor(end, place)
 
-    def _recovery(self, line: RecoveredLine, place: str) -> None:
+    def _check_recovery(self, line: RecoveredLine, place: str) -> None:
         text = f"{line.bytes} bytes kept in {line.aside}" if line.aside else "see there"
         if line.expected:
             text = f"the spool knew the head {line.expected}"
@@ -323,16 +329,16 @@ class _Verifier:
             self._bound.add(line.bytes)
         aside = self._segments.directory / line.aside
         if line.aside and line.sha256 and self._segments.path(line.segment).exists():
-            self._same(aside, line.segment, line, place)
+            self._has_stated_digest(aside, line.segment, line, place)
 
-    def _bodies(self, line: IntentLine, place: str, number: int) -> None:
+    def _check_bodies(self, line: IntentLine, place: str, number: int) -> None:
         self._bound.add_bodies({sent.sha256: sent.bytes for sent in line.messages if sent.kept})
         for sent in line.messages:
             if sent.kept:
                 path = self._segments.body_path(number, sent.sha256)
-                self.verdict.bodies += self._same(path, number, sent, place)
+                self.verdict.bodies += self._has_stated_digest(path, number, sent, place)
 
-    def _same(
+    def _has_stated_digest(
         self, path: Path, number: int, stated: LedgerMessage | RecoveredLine, place: str
     ) -> bool:
         """Return whether a kept file has the size and hash that its line states."""
@@ -341,27 +347,27 @@ class _Verifier:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             if error.errno == errno.EINVAL:
-                self._problem(place, f"the kept bytes {path.name} are {error.strerror}")
+                self._add_problem(place, f"the kept bytes {path.name} are {error.strerror}")
                 return False
             if not isinstance(error, FileNotFoundError):
                 raise
             if not self._segments.path(number).exists():
                 raise
-            self._problem(place, f"the kept bytes {path.name} are missing")
+            self._add_problem(place, f"the kept bytes {path.name} are missing")
             return False
         if found != stated.sha256 or path.stat().st_size != stated.bytes:
-            self._problem(place, f"the kept bytes {path.name} have changed")
+            self._add_problem(place, f"the kept bytes {path.name} have changed")
             return False
         return True
 
     def _conclude(self) -> None:
         if self._cut_at:
             lines = f"lines 0 to {self._cut_at.sequence}"
-            self._problem(
+            self._add_problem(
                 self.verdict.directory, f"{lines} are missing and no line states their removal"
             )
         for place, problem in self._bound.find_unneeded(self._segments.numbers()[:1]):
-            self._problem(place, problem)
+            self._add_problem(place, problem)
         self._conclude_heads()
         for intent in self._open:
             self.verdict.notes.append(f"line {intent} has no outcome yet: in flight, or a crash")
@@ -372,16 +378,16 @@ class _Verifier:
         """Report the kept heads that no line has: lost at the end, or removed at the beginning."""
         last = self._before.sequence if self._before else -1
         for sequence in self._anchors:
-            self._missing("anchor", sequence, (self._first or 0, last))
+            self._report_missing("anchor", sequence, (self._first or 0, last))
         size = self._tree.size if self._tree else 0
         for kept in self._heads:
-            self._missing("kept head", kept, (self._first_size or 0, size))
+            self._report_missing("kept head", kept, (self._first_size or 0, size))
         if self._any_kept and not self.verdict.heads and self.verdict.ok:
             lines = f"lines {self._first} to {last}"
             why = "no kept head is of a size from there on: nothing confirms them"
-            self._problem(self.verdict.directory, f"{lines} are all that is left, and {why}")
+            self._add_problem(self.verdict.directory, f"{lines} are all that is left, and {why}")
 
-    def _missing(self, kind: str, number: int, present: tuple[int, int]) -> None:
+    def _report_missing(self, kind: str, number: int, present: tuple[int, int]) -> None:
         first, last = present
         if number > last:
             why = "lines were cut off the end, an older copy was restored, or it was begun again"
@@ -393,7 +399,7 @@ class _Verifier:
             return
         else:
             text = f"{kind} {number} is not in this ledger"
-        self._problem(self.verdict.directory, text)
+        self._add_problem(self.verdict.directory, text)
 
 
 class _Bound:

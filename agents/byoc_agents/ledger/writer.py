@@ -76,8 +76,8 @@ class FileLedger:
     """An append-only hash chain in one directory; `async with` opens and closes it.
 
     The directory belongs to one process at a time. It stays within `max_bytes` (at least 64 KiB),
-    bodies included: the oldest eighth goes, and a line says so. With `keep_bodies` the exact bytes
-    are kept, but for bodies above an eighth of the bound.
+    bodies included: the oldest eighth is removed, and a line states it. With `keep_bodies` the
+    exact bytes are kept, but for bodies above an eighth of the bound.
 
     It opens even if the disk fails: then each `intent` raises LedgerError until a write succeeds.
     """
@@ -149,7 +149,10 @@ class FileLedger:
         return self._file.chain.durable_tree
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
-        """Write the intent to send a batch, durably; see `Ledger`. Waits for one fsync."""
+        """Write the intent to send a batch, durably; return the number of the line.
+
+        Waits for one fsync. Raises LedgerError; see `Ledger`.
+        """
         return int(await self._worker.ask(_IntentRequest(destination, batch)))
 
     async def receipt(

@@ -12,7 +12,7 @@ from byoc_agents.policy.flows import (
     flows,
 )
 from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
-from byoc_agents.policy.kubernetes import comer, describe_flows, metadata, open_listeners
+from byoc_agents.policy.kubernetes import describe_flows, find_clients, metadata, open_listeners
 
 NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace"
 KUBE_DNS = {NAMESPACE_LABEL: "kube-system", "k8s:k8s-app": "kube-dns"}
@@ -61,7 +61,7 @@ def cilium_policy(facts: Facts, options: Options) -> Rendered:
 
 
 def _in(listener: Listener, options: Options) -> dict[str, Any]:
-    namespace, labels = comer(listener, options)
+    namespace, labels = find_clients(listener, options)
     peer = {"matchLabels": {NAMESPACE_LABEL: namespace} | labels}
     return {"fromEndpoints": [peer], "toPorts": _ports(listener.port)}
 

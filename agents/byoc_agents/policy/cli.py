@@ -74,7 +74,7 @@ EPILOG = (
     + "; ".join(f"{name}: {check.meaning}" for name, check in account_checks.ACCOUNT_CHECKS.items())
     + """
 
-exit codes: 0 = printed, or the manifest allows exactly what the table says; 1 = --check has
+exit codes: 0 = printed, or the manifest allows exactly what the table allows; 1 = --check has
 findings; 2 = a mistake in the settings or options, or a manifest that cannot be read
 
 example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""

@@ -85,7 +85,7 @@ def describe_flows(found: list[Flow]) -> list[str]:
     return [f"{f.host}:{f.port} = {f.purpose} ({', '.join(f.daemons)})" for f in found]
 
 
-def comer(listener: Listener, options: Options) -> tuple[str, dict[str, str]]:
+def find_clients(listener: Listener, options: Options) -> tuple[str, dict[str, str]]:
     """Return (namespace, labels) of the pods that may connect to a listener."""
     text = options.prometheus if listener.purpose == "metrics" else options.alertmanager
     namespace, _, label = text.partition("/")
@@ -94,7 +94,7 @@ def comer(listener: Listener, options: Options) -> tuple[str, dict[str, str]]:
 
 
 def _in(listener: Listener, options: Options) -> dict[str, Any]:
-    namespace, labels = comer(listener, options)
+    namespace, labels = find_clients(listener, options)
     pods = {"podSelector": {"matchLabels": labels}} if labels else {}
     peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
     return {"from": [peer | pods], "ports": [_port(listener.port)]}

@@ -27,7 +27,7 @@ PROOF = "c2sp.org/tlog-proof@v1"
 
 
 class UsageError(Exception):
-    """A key, a file of heads or an option cannot be used. `str()` says what is expected."""
+    """A key, a file of heads or an option cannot be used. `str()` states what is expected."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,10 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_checkpoints(where: Mapping[str, Path], options: argparse.Namespace) -> int:
-    """Print one checkpoint per ledger, or one plain head without a key."""
+    """Print one checkpoint per ledger, or one plain head without a key. Return the exit code.
+
+    Raises UsageError.
+    """
     key = _signing_key(options)
     for name, path in where.items():
         log = f"{options.origin}/{name}"
@@ -77,7 +80,10 @@ def print_checkpoints(where: Mapping[str, Path], options: argparse.Namespace) ->
 
 
 def print_proof(where: Mapping[str, Path], options: argparse.Namespace) -> int:
-    """Print one proof and the checkpoint that it belongs to."""
+    """Print one proof and the checkpoint that it belongs to. Return the exit code.
+
+    Raises UsageError.
+    """
     if len(where) > 1:
         raise UsageError("a proof is about one ledger: add --daemon")
     ((name, path),) = where.items()

@@ -49,7 +49,7 @@ class NoLedgerError(Exception):
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    """Run one of the commands."""
+    """Run one of the commands; return the exit code."""
     try:
         options = make_parser(environ).parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason

@@ -22,8 +22,8 @@ def event_text(event: LedgerEvent) -> str:
         return _safe(f"{event.time:24} {event.daemon:16} {event.fact:15} {0:9} {0:7}  {tail}")
     outcome = f"{event.reason} {event.status}" if event.status else event.reason
     facts = f"{event.time:24} {event.daemon:16} {outcome:15} {event.bytes:9} {event.events:7}"
-    said = f"  {event.reference or event.detail}" if event.reference or event.detail else ""
-    return _safe(f"{facts}  {event.type}  {event.destination}  {event.id}{said}")
+    detail = f"  {event.reference or event.detail}" if event.reference or event.detail else ""
+    return _safe(f"{facts}  {event.type}  {event.destination}  {event.id}{detail}")
 
 
 def verdict_text(name: str, verdict: LedgerVerdict) -> Iterator[str]:

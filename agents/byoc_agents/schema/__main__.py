@@ -7,7 +7,7 @@ from byoc_agents.schema.document import document
 
 
 def main() -> int:
-    """Write the page under the current directory."""
+    """Write the page under the current directory; return the exit code."""
     (Path("docs") / "contracts" / "fields.md").write_text(document())
     return 0
 

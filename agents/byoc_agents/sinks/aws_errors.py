@@ -119,7 +119,7 @@ TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first match win
 
 
 def from_response(response: Mapping[str, Any], region: str, body: bytes, wall_ns: int) -> Receipt:
-    """Return a receipt if S3 says that the object exists already. Raises SendError otherwise.
+    """Return a receipt if S3 states that the object exists already. Raises SendError otherwise.
 
     Proof is S3's XML code PreconditionFailed for our own condition, or the 304 that MinIO answered
     to a conditional PUT before RELEASE.2024-04, if its ETag is the MD5 of `body`. The ETag of an
@@ -223,11 +223,11 @@ def kms_reason(code: str) -> Reason | None:
     return Reason.THROTTLED if "throttl" in code.lower() else Reason.FORBIDDEN
 
 
-def _detail(reason: Reason, said: str, theirs: str | None, ours: str) -> str:
+def _detail(reason: Reason, stated: str, theirs: str | None, ours: str) -> str:
     if reason is Reason.WRONG_REGION:
         actual = sanitize_code(theirs or "another region")
-        return f"{said}: the bucket is in {actual}, we are in {ours}"
-    return said
+        return f"{stated}: the bucket is in {actual}, we are in {ours}"
+    return stated
 
 
 def sanitize_code(text: str) -> str:

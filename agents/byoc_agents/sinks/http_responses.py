@@ -1,4 +1,4 @@
-"""HTTP as every sink sees it: failures below a response, and the times in a response's headers."""
+"""HTTP for every client: failures below a response, its body, and times in its headers."""
 
 import email.utils
 import re
@@ -9,6 +9,20 @@ import aiohttp
 from byoc_agents.errors import Reason, SendError
 
 SKEW_SECONDS = 300  # the Standard Webhooks specification: a receiver refuses a larger difference
+
+
+async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
+    """Return the body, or None if it has more than `max_bytes`; the connection is then closed.
+
+    Raises aiohttp.ClientError, TimeoutError and OSError.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            response.close()
+            return None
+    return bytes(body)
 
 
 def proxy_error(error: aiohttp.ClientHttpProxyError) -> SendError:

@@ -124,7 +124,7 @@ class SqsSink:
     ) -> Sequence[Outcome]:
         """Send each message once, a group's in order; see `Sink.send`."""
         outcomes: dict[int, Outcome] = {
-            index: error for index, message in enumerate(batch) if (error := refused_here(message))
+            index: error for index, message in enumerate(batch) if (error := find_refusal(message))
         }
         while waiting := _next_request(batch, outcomes):
             some = await self._outcomes([batch[index] for index in waiting], transmit)
@@ -180,7 +180,7 @@ class SqsSink:
         await self._resources.aclose()
 
 
-def refused_here(message: Message) -> SendError | None:
+def find_refusal(message: Message) -> SendError | None:
     """Return why SQS can never accept a message, or None. SQS would reject the whole batch."""
     try:
         text = message.body.decode()
@@ -208,10 +208,10 @@ def _next_request(batch: Sequence[Message], outcomes: Mapping[int, Outcome]) -> 
 def _fitting(batch: Sequence[Message], chosen: Sequence[int]) -> list[int]:
     """Return as many of the indexes as one request may contain, at least one."""
     fitting: list[int] = []
-    size = 0
+    size_bytes = 0
     for index in chosen[:MAX_ENTRIES]:
-        size += len(batch[index].body)
-        if fitting and size > MAX_BYTES:
+        size_bytes += len(batch[index].body)
+        if fitting and size_bytes > MAX_BYTES:
             break
         fitting.append(index)
     return fitting

@@ -45,7 +45,7 @@ class ShutdownScope(StrEnum):
     """The scope of the shutdown, if this is the exporter's last assessment."""
 
     NONE = "none"
-    DAEMON = "daemon"  # the exporter only; this says nothing about the server
+    DAEMON = "daemon"  # the exporter only; this states nothing about the server
     POD = "pod"  # the exporter runs in the server's pod, so the server is being stopped too
 
 

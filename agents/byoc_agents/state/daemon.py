@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.heartbeat import MAX_IDLE_SECONDS, HeartbeatIntervals
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import CoreSettings, Setting, number
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
@@ -29,9 +29,9 @@ from byoc_agents.ledger.recent import recently_sent
 from byoc_agents.servers import is_service, parse_servers
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.sqs import SqsSink
+from byoc_agents.state.exporter import Exporter, PolledReplica
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.message_stream import MessageStream
-from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import (
     DEFAULTS,

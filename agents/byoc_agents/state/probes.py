@@ -56,11 +56,17 @@ Rows = dict[str, str]
 class Server(Protocol):
     """The methods of `byoc_agents.clickhouse.ClickHouse` in use: same contracts and errors."""
 
-    async def ping(self) -> None: ...  # noqa: D102
+    async def ping(self) -> None:
+        """Return if the server answers `/ping`. Raises ClickHouseError."""
+        ...
 
-    async def replicas_status(self) -> bool: ...  # noqa: D102
+    async def replicas_status(self) -> bool:
+        """Return False if the server reports that a replica lags. Raises ClickHouseError."""
+        ...
 
-    async def query(self, sql: str) -> list[dict[str, Any]]: ...  # noqa: D102
+    async def query(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of one SELECT by column name. Raises ClickHouseError."""
+        ...
 
 
 class PollBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,7 +186,7 @@ class Prober:
         return Ping.OK
 
     async def _check_replicas(self, rows: Rows) -> tuple[bool | None, SourceResult]:
-        """Return what /replicas_status says of the lag of this server's replicas.
+        """Return what /replicas_status reports about the lag of this server's replicas.
 
         The server asks every replicated table for it. So it is requested if the figures in memory
         show a lag or a read-only replica, or do not exclude them, and otherwise once a minute.

@@ -105,7 +105,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
 def parse_thresholds(text: str) -> dict[ReasonCode, Threshold]:
     """Return the defaults, replaced by those of `CODE=threshold,CODE=threshold`.
 
-    Raises ValueError, with a text that says what is expected.
+    Raises ValueError, with a text that states what is expected.
     """
     found = dict(DEFAULTS)
     for pair in filter(None, map(str.strip, text.split(","))):

@@ -103,7 +103,7 @@ BASE = ord("C") << 24 | ord("T") << 16
 DUMP_AT, START, STOP = BASE + 3, BASE + 4, BASE + 5
 ASK = bytes.fromhex(
     "4889f8"  # mov %rdi, %rax: the address of the request and its arguments
-    "31d2"  # xor %edx, %edx: the answer where no valgrind listens
+    "31d2"  # xor %edx, %edx: the response where no valgrind listens
     "48c1c703 48c1c70d 48c1c73d 48c1c733"  # rol $3, $13, $61, $51, %rdi: as it was
     "4887db"  # xchg %rbx, %rbx
     "4889d0 c3"  # mov %rdx, %rax; ret
@@ -188,7 +188,7 @@ async def receiving(spool: Spool) -> Work:
         fingerprint_secret="f",
     )
     source = forwarder(core, own, spool, FakeClock(), Counts(Metrics(), "alert-forwarder"))
-    server = HttpServer(source._webhook.answer, Listen("", 0), LIMITS)
+    server = HttpServer(source._webhook.handle, Listen("", 0), LIMITS)
     body, numbers = WEBHOOK.read_bytes(), iter(range(10**6))
 
     async def work() -> int:

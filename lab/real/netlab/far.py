@@ -72,7 +72,7 @@ class FarSides:
     def s3_by(self, endpoint: str) -> Apply:
         """Return S3 as seen through this endpoint; "" = from the internet."""
 
-        def answer(request: Request) -> Reply:
+        def respond(request: Request) -> Reply:
             bucket = request.headers["host"].partition(".")[0]
             by_path = replace(request, target=f"/{bucket}{request.target}")  # as the double wants
             if self._permits(by_path, endpoint):
@@ -80,13 +80,13 @@ class FarSides:
             self.refused_by_policy.append(endpoint)
             return s3_error(403, "AccessDenied")
 
-        return answer
+        return respond
 
-    def answer_sqs(self, request: Request) -> Reply:
-        """Answer as SQS does."""
+    def respond_as_sqs(self, request: Request) -> Reply:
+        """Respond as SQS does."""
         return self._unless_sent_away(self.sqs.apply)(request)
 
-    def answer_stranger(self, request: Request) -> Reply:
+    def respond_as_stranger(self, request: Request) -> Reply:
         """Accept every request."""
         self.stranger.append(request)
         return Reply()
@@ -119,9 +119,9 @@ async def served(
     places = [
         (S3, S3_ADDRESS, application(far.s3_by(endpoint))),
         (INTERNET, S3_ADDRESS, application(far.s3_by(""))),
-        (INTERNET, SQS_ADDRESS, application(far.answer_sqs)),
+        (INTERNET, SQS_ADDRESS, application(far.respond_as_sqs)),
         (INTERNET, PLANE_ADDRESS, far.receiver.application()),
-        (INTERNET, STRANGER_ADDRESS, application(far.answer_stranger)),
+        (INTERNET, STRANGER_ADDRESS, application(far.respond_as_stranger)),
     ]
     async with AsyncExitStack() as stack:
         for name, address, app in places:
@@ -134,9 +134,9 @@ async def served(
 
 
 def application(apply: Apply) -> web.Application:
-    """Return a server that answers with `apply` and closes the connection."""
+    """Return a server that responds with `apply` and closes the connection."""
 
-    async def answer(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         body = await request.read()
         reply = apply(Request(0, request.method, request.raw_path, headers, body))
@@ -145,7 +145,7 @@ def application(apply: Apply) -> web.Application:
         return response
 
     app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app.router.add_route("*", "/{path:.*}", answer)
+    app.router.add_route("*", "/{path:.*}", respond)
     return app
 
 

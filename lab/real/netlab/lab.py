@@ -139,11 +139,11 @@ async def entered(stack: AsyncExitStack, context: AbstractContextManager[T]) -> 
 
 
 async def eventually(found: Callable[[], Awaitable[str]], wanted: set[str]) -> None:
-    """Poll until the answer is one of the expected. Raises AssertionError after a timeout."""
-    answer = "nothing"
+    """Poll until the response is one of the expected. Raises AssertionError after a timeout."""
+    response = "nothing"
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while (answer := await found()) not in wanted:  # noqa: ASYNC110  a page to be asked
+            while (response := await found()) not in wanted:  # noqa: ASYNC110  a page to be asked
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise AssertionError(f"got {answer!r}; expected one of {wanted}") from None
+        raise AssertionError(f"got {response!r}; expected one of {wanted}") from None

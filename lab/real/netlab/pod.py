@@ -144,8 +144,8 @@ def _write_names(directory: Path) -> None:
 
 
 def _get(url: str) -> bytes:
-    with DIRECT.open(url, timeout=10) as answer:
-        return bytes(answer.read())
+    with DIRECT.open(url, timeout=10) as response:
+        return bytes(response.read())
 
 
 def _post(name: str) -> None:

@@ -31,7 +31,7 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 INSTALL = ("apt-get", "install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core")
-START_SECONDS, ANSWER_SECONDS = 30.0, 20.0
+START_SECONDS, RESPONSE_SECONDS = 30.0, 20.0
 
 
 def executable() -> str:
@@ -82,7 +82,7 @@ class Tab:
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        reply = await asyncio.wait_for(self._answers[number], ANSWER_SECONDS)
+        reply = await asyncio.wait_for(self._answers[number], RESPONSE_SECONDS)
         if "error" in reply:
             raise AssertionError(f"{method}: {reply['error']}")
         return reply["result"]
@@ -93,7 +93,7 @@ class Tab:
             await self.call(f"{domain}.enable")
         self._loaded.clear()
         await self.call("Page.navigate", url=url)
-        await asyncio.wait_for(self._loaded.wait(), ANSWER_SECONDS)
+        await asyncio.wait_for(self._loaded.wait(), RESPONSE_SECONDS)
 
     async def evaluate(self, script: str) -> Any:
         """Return the value of a JavaScript expression; a promise is awaited."""
@@ -156,8 +156,8 @@ async def _port(profile: Path, process: asyncio.subprocess.Process) -> int:
 @contextlib.asynccontextmanager
 async def _connected(port: int) -> AsyncIterator[Tab]:
     async with aiohttp.ClientSession(trust_env=False) as session:
-        async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-            pages = await answer.json(content_type=None)
+        async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+            pages = await response.json(content_type=None)
         url = next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page")
         async with session.ws_connect(url, max_msg_size=64 * 1024**2) as socket:
             page = Tab(socket)

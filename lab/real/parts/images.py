@@ -44,7 +44,7 @@ SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
 }
 PROVIDED = "/etc/byoc-agents/access"  # where the files of the access broker are mounted
-BROKER_SETTINGS = {  # of the access broker, with a server that does not answer
+BROKER_SETTINGS = {  # of the access broker, with a server that does not respond
     "BYOC_ORGANIZATION_ID": "org",
     "BYOC_SERVICE_ID": "svc",
     "BYOC_REGION": "eu-central-1",

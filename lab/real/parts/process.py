@@ -38,11 +38,11 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def answers(url: str) -> bool:
-    """Return whether a GET of `url` is answered with 2xx within two seconds."""
+def responds(url: str) -> bool:
+    """Return whether a GET of `url` gets a 2xx within two seconds."""
     try:
-        with DIRECT.open(url, timeout=2) as answer:
-            return bool(200 <= answer.status < 300)
+        with DIRECT.open(url, timeout=2) as response:
+            return bool(200 <= response.status < 300)
     except urllib.error.HTTPError as refused:
         refused.close()
         return False
@@ -130,7 +130,7 @@ class Program:
 class RealProcess(Program):
     """A program that listens on 127.0.0.1.
 
-    `start` returns when a GET of `ready_path` is answered with 2xx, or, if that is empty, when the
+    `start` returns when a GET of `ready_path` gets a 2xx, or, if that is empty, when the
     port accepts a connection.
 
     A context manager: started on entry, stopped on exit. `start` after `stop` or `kill` uses the
@@ -165,7 +165,7 @@ class RealProcess(Program):
             time.sleep(POLL_SECONDS)
 
     def _ready(self) -> bool:
-        return answers(self.url + self.ready_path) if self.ready_path else listens(self.port)
+        return responds(self.url + self.ready_path) if self.ready_path else listens(self.port)
 
     def __enter__(self) -> Self:
         self.start()

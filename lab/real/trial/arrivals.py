@@ -70,8 +70,8 @@ class Arrivals:
             yield f"queue          {_state_line(json.loads(message['Body'])['data'])}"
 
     def _reported(self) -> Iterator[str]:
-        with DIRECT.open(self.plane_url, timeout=10) as answer:
-            events = json.load(answer)
+        with DIRECT.open(self.plane_url, timeout=10) as response:
+            events = json.load(response)
         new, self._events = events[self._events :], len(events)
         for event in new:
             self.seen["alert"] += event["type"] == ALERT

@@ -103,8 +103,8 @@ def _wait_init(running: RealProcess) -> None:
 
 
 def _init_states(running: RealProcess) -> list[str]:
-    with DIRECT.open(running.url + INIT, timeout=30) as answer:
-        return [script["state"] for script in json.load(answer)["scripts"]]
+    with DIRECT.open(running.url + INIT, timeout=30) as response:
+        return [script["state"] for script in json.load(response)["scripts"]]
 
 
 def _clickhouse(files: Files) -> RealProcess:

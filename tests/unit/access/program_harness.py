@@ -36,7 +36,7 @@ class ControlPlane:
         self.envelopes: list[bytes] = []
         self.events: list[dict[str, Any]] = []
         self.polls: list[Request] = []
-        self.proves = True  # its answers name the delivery that they are about
+        self.proves = True  # its responses name the delivery that they are about
 
     def _apply(self, request: Request) -> Reply:
         if request.method == "GET":
@@ -139,8 +139,8 @@ class Program:
         return str(await until(lambda: folder.take_answer(name), self.process))
 
     async def page(self, path: str) -> str:
-        async with aiohttp.ClientSession() as session, session.get(self.url + path) as answer:
-            return await answer.text()
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
+            return await response.text()
 
     async def metric(self, line: str) -> float | None:
         """Return the value of a series, by its text with the labels."""

@@ -12,12 +12,12 @@ import msgspec
 
 from byoc_agents.access.authority import Authority, create_authority, uri_of_grant
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
+from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.errors import ServerError
 from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.machine import Grant, State
 from byoc_agents.access.orders import Approve, Order, OrderFolder, Submit
-from byoc_agents.access.replicas import CollectedLogs, GrantAccount
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
@@ -47,7 +47,7 @@ class Harness:
         self.ledger_error = ""
         self.store_error = ""
         self.spool_bytes = 1 << 24
-        self.contact_boot_ns: int | None = 0  # the last answer of the control plane; None: files
+        self.contact_boot_ns: int | None = 0  # the last response of the control plane; None: files
         self.tailnet: Tailnet | None = None
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
@@ -173,7 +173,7 @@ class ScriptedServer:
 
     CREATE USER leaves an existing user unchanged; DROP USER ends new queries and not running ones;
     KILL QUERY ends them a moment later. `broken` maps a method to `before` (no effect) or `after`
-    (the effect happens, and the answer is lost).
+    (the effect happens, and the response is lost).
     """
 
     def __init__(self, name: str, harness: Harness) -> None:
@@ -198,11 +198,11 @@ class ScriptedServer:
         how = "" if self.reachable else "before"
         how = how or self.broken.get(method, "")
         if how == "before":
-            raise ServerError(f"{self.name} does not answer")
+            raise ServerError(f"{self.name} does not respond")
         result = effect()
         self._harness.record_step(f"{self.name}.{method}")
         if how == "after":
-            raise ServerError(f"{self.name}: the answer is lost")
+            raise ServerError(f"{self.name}: the response is lost")
         return result
 
     async def find_problems(self, *, plain_names: bool, allow_open_system: bool) -> Sequence[str]:

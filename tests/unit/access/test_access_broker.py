@@ -14,11 +14,11 @@ import pytest
 from cryptography import x509
 
 from byoc_agents.access.broker import LEASE_SECONDS, MAX_PENDING
+from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.documents import utc_text
 from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve, Deny, Forget, Revoke, Submit
-from byoc_agents.access.replicas import user_of
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolUnusableError
 from lab.fakes.core import START_MS
@@ -385,7 +385,7 @@ async def test_an_unreachable_replica_is_opened_later(harness: Harness) -> None:
     assert harness.users == BOTH
 
 
-async def test_a_create_without_an_answer_is_dropped_like_the_others(harness: Harness) -> None:
+async def test_a_create_without_a_response_is_dropped_like_the_others(harness: Harness) -> None:
     harness.servers["r1"].broken["create_user"] = "after"
     await approve(harness)
     assert harness.users == BOTH
@@ -726,7 +726,7 @@ async def test_logs_that_cannot_be_read_until_the_deadline_are_a_gap(harness: Ha
     await harness.passes(3600)
     stored = await harness.stored()
     assert stored.state is State.CLOSED_INCOMPLETE
-    assert stored.reason == "revoked (by unnamed); r1: r1 does not answer"
+    assert stored.reason == "revoked (by unnamed); r1: r1 does not respond"
     (closed,) = [e for e in await harness.events() if e["state"] == "closed_incomplete"]
     assert (closed["record"], closed["reason"]) == ("gap", "revoked")
 
@@ -820,21 +820,21 @@ async def test_counts_of_one_server_are_sent_if_another_has_no_such_log(harness:
     assert (await harness.events())[-1]["counts"] == {"queries": 6, "failed_logins": 1}
 
 
-# Leases: the policy lets access end if the control plane does not answer.
+# Leases: the policy lets access end if the control plane does not respond.
 
 
-async def test_access_ends_five_minutes_after_the_last_answer_of_the_control_plane(
+async def test_access_ends_five_minutes_after_the_last_response_of_the_control_plane(
     harness: Harness,
 ) -> None:
     harness.write_policy(leases=True)
     await harness.open_grant()
     await harness.passes(200)
-    harness.contact_boot_ns = harness.clock.boot_ns()  # an answer, also one that is not changed
+    harness.contact_boot_ns = harness.clock.boot_ns()  # a response, also one that is not changed
     await harness.passes(LEASE_SECONDS - 1)
     assert harness.grant().state is State.OPEN
     await harness.passes(1, 2)
     grant = await harness.stored()
-    assert (grant.state, grant.reason) == (State.CLOSED, "contact_lost: no answer for 300 s")
+    assert (grant.state, grant.reason) == (State.CLOSED, "contact_lost: no response for 300 s")
     assert harness.users == {"r0": [], "r1": []}
     assert (await harness.events())[-1]["reason"] == "contact_lost"
 

@@ -27,7 +27,7 @@ def user(**changes: Any) -> sql.GrantUser:
     return sql.GrantUser(**usual | changes)
 
 
-def answer(**changes: Any) -> list[dict[str, Any]]:
+def read_back(**changes: Any) -> list[dict[str, Any]]:
     """Return the row of `read_back` for the user above, as the HTTP client decodes it."""
     usual = {
         "name": NAME,
@@ -116,7 +116,7 @@ def test_only_users_of_grants_are_dropped_as_orphans(name: str) -> None:
 
 
 def test_the_read_back_user_is_the_created_one() -> None:
-    assert sql.user_differences(user(), answer()) == []
+    assert sql.user_differences(user(), read_back()) == []
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
@@ -153,7 +153,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("changes", "field"), DIFFERENT.values(), ids=DIFFERENT)
 def test_a_difference_of_the_read_back_user_is_named(changes: dict[str, Any], field: str) -> None:
-    assert sql.user_differences(user(), answer(**changes)) == [field]
+    assert sql.user_differences(user(), read_back(**changes)) == [field]
 
 
 def test_a_user_that_is_not_there_is_missing() -> None:
@@ -161,7 +161,7 @@ def test_a_user_that_is_not_there_is_missing() -> None:
 
 
 def test_all_roles_active_is_the_same_as_the_one_role_active() -> None:
-    changed = answer(default_roles_all=1, default_roles_list=[])
+    changed = read_back(default_roles_all=1, default_roles_list=[])
     assert sql.user_differences(user(), changed) == []
 
 

@@ -119,7 +119,7 @@ def test_a_policy_that_cannot_be_read_is_an_error_until_it_can(
     assert source.load().sha256 == before.sha256
 
 
-# A file that answers late.
+# A file that responds late.
 
 
 class SlowReading(FileContent):
@@ -131,24 +131,24 @@ class SlowReading(FileContent):
         self._slow = slow
 
     def wait(self, seconds: float) -> bool:
-        if self._slow.answers:
+        if self._slow.responds:
             return True
         self._slow.waited.append(seconds)
         self._slow.now += seconds
         return False
 
     def result(self) -> Content | None:
-        if not self._slow.answers:
-            raise OSError(errno.ETIMEDOUT, "does not answer")
+        if not self._slow.responds:
+            raise OSError(errno.ETIMEDOUT, "does not respond")
         return super().result()
 
 
 class SlowFile:
-    """A switch whose file answers only while `answers` is true, with a clock of its own."""
+    """A switch whose file responds only while `responds` is true, with a clock of its own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers = True
+        self.responds = True
         self.now = 1000.0
         self.waited: list[float] = []
         self.file = WatchedFile(
@@ -163,39 +163,39 @@ def slow(tmp_path: Path) -> SlowFile:
     return SlowFile(path)
 
 
-def test_a_late_answer_keeps_the_known_content_for_a_bounded_time(slow: SlowFile) -> None:
+def test_a_late_response_keeps_the_known_content_for_a_bounded_time(slow: SlowFile) -> None:
     """A machine under load must not close every grant; a hung mount must."""
     assert slow.file.read() == b"off"
-    slow.answers = False
+    slow.responds = False
     assert slow.file.read() == b"off"
     slow.now += SLOW_SECONDS - WAIT_SECONDS - 0.1
     assert slow.file.read() == b"off"
     slow.now += 0.1
     for _ in range(2):
-        with pytest.raises(OSError, match="does not answer"):
+        with pytest.raises(OSError, match="does not respond"):
             slow.file.read()
     assert slow.waited == [WAIT_SECONDS, 0, 0, 0], "it blocks once"
-    slow.answers = True
+    slow.responds = True
     assert slow.file.read() == b"off"
 
 
-def test_a_late_answer_is_followed_by_a_new_read(slow: SlowFile) -> None:
+def test_a_late_response_is_followed_by_a_new_read(slow: SlowFile) -> None:
     assert slow.file.read() == b"off"
-    slow.answers = False
+    slow.responds = False
     assert slow.file.read() == b"off"
     slow.path.write_text("on")
-    slow.answers = True
+    slow.responds = True
     assert slow.file.read() == b"on"
 
 
 def test_without_a_known_content_the_first_read_waits_longer_and_then_counts_as_on(
     slow: SlowFile,
 ) -> None:
-    slow.answers = False
-    with pytest.raises(OSError, match="does not answer"):
+    slow.responds = False
+    with pytest.raises(OSError, match="does not respond"):
         slow.file.read()
     assert slow.waited == [SLOW_SECONDS]
-    with pytest.raises(OSError, match="does not answer"):
+    with pytest.raises(OSError, match="does not respond"):
         slow.file.read()
     assert slow.waited == [SLOW_SECONDS, 0]
 
@@ -206,6 +206,6 @@ def test_after_an_error_the_old_content_does_not_count(slow: SlowFile) -> None:
     with pytest.raises(FileNotFoundError):
         slow.file.read()
     slow.path.write_text("off")
-    slow.answers = False
-    with pytest.raises(OSError, match="does not answer"):
+    slow.responds = False
+    with pytest.raises(OSError, match="does not respond"):
         slow.file.read()

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from byoc_agents.access.clickhouse_admin import GrantAccount, user_of
 from byoc_agents.access.machine import ENDS, State
 from byoc_agents.access.orders import Approve, Revoke, Submit
-from byoc_agents.access.replicas import GrantAccount, user_of
 from tests.unit.access.access_documents import GRANT_ID, request_envelope
 from tests.unit.access.scripted_broker import Harness
 

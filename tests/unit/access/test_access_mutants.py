@@ -83,7 +83,7 @@ MUTANTS = {
         "            if self._version and self._monotonic() - self._started < SLOW_SECONDS:\n",
         "            if self._version:\n",
         "test_access_control_files.py"
-        "::test_a_late_answer_keeps_the_known_content_for_a_bounded_time",
+        "::test_a_late_response_keeps_the_known_content_for_a_bounded_time",
     ),
     "a lost lease does not end access": Mutant(
         "machine.py",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.orders import Approve, CheckServers, Revoke, Submit
-from byoc_agents.access.replicas import user_of
 from byoc_agents.ledger.verify import verify
 from tests.unit.access.access_documents import GRANT_ID
 from tests.unit.access.program_harness import Program, until
@@ -98,7 +98,7 @@ async def test_a_mounted_kill_switch_that_is_missing_counts_as_on(program: Progr
         assert program.users == NOBODY
 
 
-async def test_an_answer_that_proves_nothing_names_the_brokers_setting(program: Program) -> None:
+async def test_a_response_that_proves_nothing_names_the_brokers_setting(program: Program) -> None:
     program.plane.proves = False
     async with program.running():
         program.plane.envelopes.append(program.request())
@@ -193,7 +193,7 @@ MARKS = ("CREATE USER", "DROP USER", "KILL QUERY", "SELECT name, arrayMap", "SYS
 async def test_after_a_kill_at_a_statement_the_next_start_ends_what_was_begun(
     program: Program, mark: str, replica: str
 ) -> None:
-    """The statement has run; the program dies before the answer."""
+    """The statement has run; the program dies before the response."""
     server = program.servers[replica]
     steps = [False]
 

@@ -1,4 +1,4 @@
-"""Each check of a server by its answer alone; the engine is in tests/real."""
+"""Each check of a server by its response alone; the engine is in tests/real."""
 
 from typing import Any
 
@@ -164,10 +164,10 @@ def test_the_broker_may_have_no_further_right() -> None:
 async def test_a_query_that_fails_is_not_a_passed_check() -> None:
     """Only the missing grant on the probe says that system is closed."""
 
-    async def answer(text: str) -> list[Row]:
+    async def fail(text: str) -> list[Row]:
         if "version()" in text:
             return [{"version": "26.9.2.1"}]
         raise ClickHouseServerError("no", code=60)
 
     with pytest.raises(ClickHouseServerError):
-        await check_server(answer)
+        await check_server(fail)

@@ -9,9 +9,9 @@ HERE = Path(__file__).parent
 
 # Situation, file of its test, name of its test.
 SITUATIONS = """
-the control plane does not answer          broker    without_leases_access_runs_to_its_end_although_nobody_answers
-the same, and the policy has leases        broker    access_ends_five_minutes_after_the_last_answer_of_the_control_plane
-an answer is not usable                    source    a_failed_poll_gives_nothing_and_is_reported
+the control plane does not respond         broker    without_leases_access_runs_to_its_end_although_nobody_answers
+the same, and the policy has leases        broker    access_ends_five_minutes_after_the_last_response_of_the_control_plane
+a response is not usable                   source    a_failed_poll_gives_nothing_and_is_reported
 bad or too few signatures                  broker    a_request_of_a_stranger_leaves_no_trace
 another audience                           broker    a_request_for_another_service_is_refused
 a known id with other bytes                broker    an_id_with_other_bytes_is_a_conflict
@@ -42,7 +42,7 @@ all servers fail a check                   broker    it_fails_if_every_server_fa
 the CA cannot be read                      broker    a_ca_that_cannot_be_read_fails_the_opening
 one server is unreachable                  broker    an_unreachable_replica_is_opened_later
 all servers are needed                     broker    all_replicas_are_needed_if_the_policy_says_so
-CREATE USER has no answer                  broker    a_create_without_an_answer_is_dropped_like_the_others
+CREATE USER has no response                broker    a_create_without_a_response_is_dropped_like_the_others
 the user reads back otherwise              broker    a_user_that_reads_back_otherwise_is_dropped
 the user is changed later                  broker    a_changed_user_is_dropped_and_the_grant_closes_without_any
 a crash while opening                      killed    after_a_kill_while_opening_the_grant_opens_with_the_same_end
@@ -58,7 +58,7 @@ the end, by the boot time                  broker    boot_time_ends_it_although_
 the wall clock is set back                 broker    a_clock_that_is_set_back_closes
 a server is unreachable at the end         broker    an_unreachable_server_is_tried_until_it_answers
 the right to drop was taken away           broker    a_user_after_its_end_is_overdue_until_it_is_gone
-a server will never answer again           broker    a_replica_that_is_given_up_makes_the_record_incomplete
+a server will never respond again          broker    a_replica_that_is_given_up_makes_the_record_incomplete
 queries survive KILL QUERY                 broker    queries_that_survive_are_stated_and_collecting_waits
 the logs cannot be read                    broker    logs_that_cannot_be_read_until_the_deadline_are_a_gap
 the logs have a gap                        broker    logs_with_a_gap_are_never_complete

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from byoc_agents.access.requests import MAX_ANSWER_BYTES, RequestPoller
+from byoc_agents.access.requests import MAX_RESPONSE_BYTES, RequestPoller
 from byoc_agents.access.source import BrokerCollector
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.errors import SendError
@@ -42,14 +42,14 @@ async def poller(plane: HttpDouble) -> AsyncIterator[RequestPoller]:
         )
 
 
-async def test_an_answer_stays_until_it_is_settled_and_then_only_changes_are_asked(
+async def test_a_response_stays_until_it_is_settled_and_then_only_changes_are_asked(
     plane: HttpDouble, poller: RequestPoller
 ) -> None:
     await poller.poll()
-    answer = poller.take()
-    assert answer is not None
-    assert (answer.envelopes, poller.take()) == ((b"{}",), answer)
-    poller.settle(answer)
+    response = poller.take()
+    assert response is not None
+    assert (response.envelopes, poller.take()) == ((b"{}",), response)
+    poller.settle(response)
     assert poller.take() is None
     plane.script = in_order(reply(304))
     await poller.poll()
@@ -65,14 +65,14 @@ FAULTS: dict[str, Any] = {
     "another form": reply(200, JSON, b"[]"),
     "no JSON": reply(200, JSON, b"{"),
     "too many envelopes": reply(200, JSON, b'{"envelopes":[%s1]}' % (b"1," * 64)),
-    "too large": reply(200, JSON, b" " * (MAX_ANSWER_BYTES + 1)),
+    "too large": reply(200, JSON, b" " * (MAX_RESPONSE_BYTES + 1)),
     "unavailable": reply(503),
     "no login": reply(401),
     "a redirect": reply(307, {"location": "https://example.com/"}),
     "not modified, unasked": reply(304),
     "no HTTP": garbage(),
     "a closed connection": close,
-    "no answer in time": hang,
+    "no response in time": hang,
 }
 
 

@@ -15,9 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from byoc_agents.access.clickhouse_admin import USER_PREFIX, user_of
 from byoc_agents.access.machine import ENDS, State
 from byoc_agents.access.orders import Approve, Deny, Order, Revoke, Submit
-from byoc_agents.access.replicas import USER_PREFIX, user_of
 from lab.fakes.core import START_MS
 from tests.unit.access.access_documents import grant_id, request_envelope, withdrawal_envelope
 from tests.unit.access.scripted_broker import Harness, touch

@@ -17,14 +17,14 @@ from byoc_agents.access.settings import Settings
 from byoc_agents.access.source import BrokerCollector, BrokerSource
 from byoc_agents.access.tailnet import (
     CHECK_SECONDS,
-    MAX_ANSWER_BYTES,
+    MAX_RESPONSE_BYTES,
     SILENT_SECONDS,
     DeploymentScaler,
     KubernetesScaler,
     Tailnet,
 )
-from byoc_agents.app.context import ClickHouseSettings
 from byoc_agents.app.run import configure
+from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.egress.gate import EgressRefusedError, Gate
 from byoc_agents.errors import ConfigError
@@ -193,7 +193,7 @@ async def test_a_failure_is_late_and_tried_again_with_growing_waits(
 async def test_an_end_during_an_opening_wins(
     tailnet: Tailnet, scaler: ScriptedScaler, clock: FakeClock
 ) -> None:
-    """A slow answer to the first patch does not leave the endpoint up."""
+    """A slow response to the first patch does not leave the endpoint up."""
     scaler.gate = asyncio.Event()
     tailnet.set_needed({CLICKHOUSE})
     opening = asyncio.create_task(tailnet.open([CLICKHOUSE, "kubernetes"]))
@@ -290,16 +290,16 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "not JSON": (reply(200, JSON, b"secret"), "another form"),
     "another document": (reply(200, JSON, b'{"kind":"Status"}'), "another form"),
     "another number": (reply(200, JSON, scale_of(3)), "3 replicas: expected 1"),
-    "too large": (reply(200, JSON, b" " * (MAX_ANSWER_BYTES + 1)), "more than"),
+    "too large": (reply(200, JSON, b" " * (MAX_RESPONSE_BYTES + 1)), "more than"),
     "no HTTP": (garbage(), "Error"),
     "a closed connection": (close, "Error|Disconnected"),
-    "a lost answer": (lose(), "Error|Disconnected"),
-    "no answer": (hang, "no answer in 0.5 s"),
+    "a lost response": (lose(), "Error|Disconnected"),
+    "no response": (hang, "no response in 0.5 s"),
 }
 
 
 @pytest.mark.parametrize(("fault", "error"), FAULTS.values(), ids=FAULTS)
-async def test_a_failure_is_one_error_without_text_of_the_answer(
+async def test_a_failure_is_one_error_without_text_of_the_response(
     api: KubernetesDouble, made: Made, fault: Any, error: str
 ) -> None:
     api.http.script = always(fault)
@@ -334,9 +334,9 @@ async def test_only_the_clusters_own_authority_is_trusted(account: Path, tmp_pat
     context, served = server_context(tmp_path)
     (tmp_path / "other").mkdir()
     stranger, _ = certificate(tmp_path / "other", "localhost")
-    answer = Reply(200, JSON, scale_of(1))
+    response = Reply(200, JSON, scale_of(1))
     async with (
-        HttpDouble(apply=lambda _: answer, tls=context) as server,
+        HttpDouble(apply=lambda _: response, tls=context) as server,
         aiohttp.ClientSession() as session,
     ):
         url = server.url.replace("localhost", "127.0.0.1")
@@ -459,7 +459,7 @@ async def test_an_end_does_not_wait_for_the_kubernetes_api(
 ) -> None:
     async with harness.running() as broker:
         await harness.open_grant(endpoints=["clickhouse"])
-        scaler.gate = asyncio.Event()  # no answer ever
+        scaler.gate = asyncio.Event()  # no response ever
         harness.kill_file.touch()
         reconciling = asyncio.create_task(reconciled(harness))
         async with asyncio.timeout(5):

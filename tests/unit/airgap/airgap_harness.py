@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from byoc_agents.airgap.export import KeptExport, SpoolExporter, opened
+from byoc_agents.airgap.export import KeptExport, SpoolExporter, open_exporter
 from byoc_agents.airgap.signed_file import open_file, sign_file
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import SpoolStore
@@ -16,7 +16,7 @@ from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.query import Filter, events
 from byoc_agents.message import Message, Receipt
 from byoc_control_plane.bucket import ExistsError
-from byoc_control_plane.handover import Importer
+from byoc_control_plane.importer import Importer
 from lab.control_plane.memory_store import MemoryStore
 from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.core import START_MS, FakeClock
@@ -88,7 +88,7 @@ class Harness:
             return [message_id for message_id, _ in store.waiting()]
 
     def exporter(self) -> Any:
-        return opened(self.state_dir, self.clock)
+        return open_exporter(self.state_dir, self.clock)
 
     async def export(self, daemon: str = BILLING, **options: Any) -> list[bytes]:
         async with self.exporter() as exporter:

@@ -29,7 +29,7 @@ def make() -> Make:
         )
         where = listen or Listen("127.0.0.1", 0)
         serving = serve(
-            webhook.answer,
+            webhook.handle,
             where,
             PortLimits(
                 max_unauthenticated=int(bounds.get("unauthenticated", 100)),

@@ -141,8 +141,8 @@ class Harness:
     async def notify(self, body: bytes, token: str = INWARD) -> int:
         url = f"http://{self.daemon.status()['webhook_address']}/v1/alerts"
         headers = {"Authorization": f"Bearer {token}"}
-        async with self.session.post(url, data=body, headers=headers) as answer:
-            return answer.status
+        async with self.session.post(url, data=body, headers=headers) as response:
+            return response.status
 
 
 @pytest.fixture

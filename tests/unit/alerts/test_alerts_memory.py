@@ -143,8 +143,8 @@ def test_a_storm_of_5000_alerts_in_one_group_is_stored_within_the_charts_memory(
             data=body.encode(),
             headers={"Content-Type": "application/json", "Authorization": BEARER},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert response.status == 200
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
     assert peak
     assert int(peak[1]) < 96 * 1024, f"{int(peak[1]) / 1024:.0f} MiB; the chart's limit is 96"

@@ -64,9 +64,9 @@ async def post(url: str, body: bytes, **changes: str) -> tuple[int, str]:
     } | {name.replace("_", "-"): value for name, value in changes.items()}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(url, data=body, headers=headers) as answer,
+        session.post(url, data=body, headers=headers) as response,
     ):
-        return answer.status, await answer.text()
+        return response.status, await response.text()
 
 
 async def test_it_accepts_a_signature_of_the_reference_library(
@@ -317,5 +317,5 @@ def test_it_runs_as_a_program_and_prints_its_address(tmp_path: Path) -> None:
 async def test_the_list_of_events_has_each_event_once_and_in_order(url: str) -> None:
     for number in (1, 2, 1):
         assert (await post(url, json.dumps(event(number)).encode()))[0] == 200
-    async with aiohttp.ClientSession() as session, session.get(url.replace(PATH, "/")) as answer:
-        assert await answer.json() == [event(1), event(2)]
+    async with aiohttp.ClientSession() as session, session.get(url.replace(PATH, "/")) as response:
+        assert await response.json() == [event(1), event(2)]

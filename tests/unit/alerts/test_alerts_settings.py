@@ -3,7 +3,7 @@
 import pytest
 
 from byoc_agents.alerts.daemon import destinations
-from byoc_agents.app.context import ClickHouseSettings
+from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.app.settings import describe
 from byoc_agents.errors import ConfigError
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings

@@ -19,9 +19,9 @@ async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None
         done, _ = await asyncio.wait([asked], timeout=0.05)
         assert not done
         harness.relay.may_commit.set()
-        status, text, answer = await asked
+        status, text, response = await asked
     assert (status, text) == (200, '{"status": "stored"}')
-    assert answer.headers["Server"] == "byoc-agents"
+    assert response.headers["Server"] == "byoc-agents"
     assert harness.relay.bodies == [BODY]
 
 
@@ -70,10 +70,10 @@ async def test_a_malformed_body_is_400(make: Make, body: bytes) -> None:
 )
 async def test_a_bearer_token_is_required(make: Make, header: str, status: int) -> None:
     async with make(ReloadableSecret("right\nnew\n")) as harness:
-        got, text, answer = await harness.post(Authorization=header)
+        got, text, response = await harness.post(Authorization=header)
         assert got == status
         assert "right" not in text
-        assert ("WWW-Authenticate" in answer.headers) == (status == 401)
+        assert ("WWW-Authenticate" in response.headers) == (status == 401)
         assert len(harness.relay.bodies) == (status == 200)
 
 
@@ -110,9 +110,9 @@ async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> N
         make() as harness,
         harness.session.post(
             harness.url, data=BODY, headers={"Authorization": BEARER}, expect100=True
-        ) as answer,
+        ) as response,
     ):
-        assert answer.status == 200
+        assert response.status == 200
         assert harness.relay.bodies == [BODY]
 
 
@@ -125,16 +125,16 @@ async def test_no_other_path_is_served_and_no_version_is_shown(
 ) -> None:
     async with make() as harness:
         url = f"http://127.0.0.1:{harness.port}{path}"
-        async with harness.session.request(method, url, data=BODY) as answer:
-            assert answer.status == status
-            assert answer.headers["Server"] == "byoc-agents"
-            assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
+        async with harness.session.request(method, url, data=BODY) as response:
+            assert response.status == status
+            assert response.headers["Server"] == "byoc-agents"
+            assert response.headers.get("Allow") == ("POST" if status == 405 else None)
         assert harness.relay.bodies == []
 
 
 async def test_an_internal_error_shows_no_version(make: Make) -> None:
     async with make() as harness:
         harness.relay.error = RuntimeError("a defect")
-        status, text, answer = await harness.post()
-    assert (status, answer.headers["Server"]) == (500, "byoc-agents")
+        status, text, response = await harness.post()
+    assert (status, response.headers["Server"]) == (500, "byoc-agents")
     assert "a defect" not in text

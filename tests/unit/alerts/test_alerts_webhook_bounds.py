@@ -48,7 +48,7 @@ async def test_a_compressed_body_is_refused_and_not_decompressed(make: Make, cod
 async def test_a_compressed_body_of_an_unauthenticated_client_is_not_decompressed(
     make: Make,
 ) -> None:
-    """By default, aiohttp decompresses the rest of a body that it discards after the answer."""
+    """By default, aiohttp decompresses the rest of a body that it discards after the response."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(compressor.compress(bytes(MAX_BODY_BYTES)) for _ in range(16))
     bomb += compressor.flush()
@@ -139,12 +139,12 @@ async def test_malformed_http_gets_a_fixed_answer(make: Make, sent: bytes) -> No
         with structlog.testing.capture_logs() as logs:
             reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
             writer.write(sent)
-            answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            response, _, body = (await reader.read()).partition(b"\r\n\r\n")
             writer.close()
-    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert response.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
     assert body == b'{"status": "malformed request"}'
-    assert b"Server: byoc-agents" in answer
-    assert b"aiohttp" not in answer
+    assert b"Server: byoc-agents" in response
+    assert b"aiohttp" not in response
     refused = [(line["event"], line["why"]) for line in logs]
     assert refused == [("server.refused", "malformed request")]
 
@@ -263,8 +263,8 @@ async def test_a_notification_is_stored_despite_many_silent_connections(make: Ma
             if number % 20 == 0:
                 async with aiohttp.ClientSession() as fresh:
                     headers = {"Authorization": BEARER}
-                    answer = await fresh.post(harness.url, data=BODY, headers=headers)
-                    assert answer.status == 200
+                    response = await fresh.post(harness.url, data=BODY, headers=headers)
+                    assert response.status == 200
         for _, writer in pairs:
             writer.close()
 
@@ -330,7 +330,7 @@ async def test_an_idle_connection_is_closed_for_a_new_one(make: Make) -> None:
         await asyncio.sleep(MIN_IDLE_SECONDS)
         assert (await harness.post())[0] == 200
         rest = await pairs[0][0].read()
-        assert rest.endswith(b'{"status": "stored"}'), "the oldest, after its answer"
+        assert rest.endswith(b'{"status": "stored"}'), "the oldest, after its response"
         for reader, writer in pairs[1:]:
             writer.write(request)
             await reader.readuntil(b"HTTP/1.1 200 ")
@@ -346,8 +346,8 @@ async def test_a_connection_that_waits_for_its_answer_is_not_closed(make: Make) 
         await asyncio.sleep(MIN_IDLE_SECONDS)
         async with aiohttp.ClientSession() as fresh:
             headers = {"Authorization": BEARER}
-            answer = await fresh.post(harness.url, data=BODY, headers=headers)
-            assert (answer.status, await answer.text()) == (503, '{"status": "busy"}')
+            response = await fresh.post(harness.url, data=BODY, headers=headers)
+            assert (response.status, await response.text()) == (503, '{"status": "busy"}')
         harness.relay.may_commit.set()
         assert [(await one)[0] for one in asked] == [200] * 3
 

@@ -40,20 +40,20 @@ async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
     async with make(listen=old) as harness:
         async with harness.session.post(
             harness.url, data=BODY, headers=HEADERS, ssl=trusts["o"]
-        ) as answer:
-            assert answer.status == 200
+        ) as response:
+            assert response.status == 200
         renew(old, new)
         async with (
             aiohttp.ClientSession() as fresh,
-            fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
+            fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as response,
         ):
-            assert answer.status == 200
+            assert response.status == 200
         spoil(old.cert_file)
         async with (
             aiohttp.ClientSession() as fresh,
-            fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
+            fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as response,
         ):
-            assert answer.status == 200
+            assert response.status == 200
 
 
 @pytest.mark.parametrize("file", ["cert_file", "key_file"])
@@ -74,9 +74,9 @@ async def post_on_new_connection(harness: Harness, trust: ssl.SSLContext) -> int
     """Post over a new connection."""
     async with (
         aiohttp.ClientSession() as fresh,
-        fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trust) as answer,
+        fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trust) as response,
     ):
-        return answer.status
+        return response.status
 
 
 def become_fifo(path: str) -> None:
@@ -121,9 +121,9 @@ async def test_an_invalid_certificate_is_an_error_at_the_start(tmp_path: Path) -
     (tmp_path / "x").write_text("not a certificate")
     listen = Listen("127.0.0.1", 0, str(tmp_path / "x"), str(tmp_path / "x"))
 
-    async def answer(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+    async def respond(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
         raise AssertionError
 
     with pytest.raises(OSError, match="PEM"):
-        async with serve(answer, listen, PortLimits(max_unauthenticated=5)):
+        async with serve(respond, listen, PortLimits(max_unauthenticated=5)):
             pass

@@ -55,8 +55,8 @@ class Harness:
         self, body: bytes | io.BytesIO | AsyncIterator[bytes] = BODY, **headers: str
     ) -> tuple[int, str, aiohttp.ClientResponse]:
         given = {"Authorization": BEARER} | headers
-        async with self.session.post(self.url, data=body, headers=given) as answer:
-            return answer.status, await answer.text(), answer
+        async with self.session.post(self.url, data=body, headers=given) as response:
+            return response.status, await response.text(), response
 
 
 Make = Callable[..., AbstractAsyncContextManager[Harness]]

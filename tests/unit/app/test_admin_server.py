@@ -37,8 +37,8 @@ class Harness:
     client: ClientSession
 
     async def get(self, path: str) -> tuple[int, str]:
-        async with self.client.get(self.url + path) as answer:
-            return answer.status, await answer.text()
+        async with self.client.get(self.url + path) as response:
+            return response.status, await response.text()
 
 
 @pytest.fixture
@@ -86,16 +86,16 @@ async def test_not_alive_when_a_writer_thread_has_ended(harness: Harness) -> Non
 
 async def test_metrics_are_prometheus_text_with_the_gauges_of_now(harness: Harness) -> None:
     await harness.spool.put(Message("a", "t", b"1234", 1, events=7))
-    async with harness.client.get(harness.url + "/metrics") as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=")
-        text = await answer.text()
+    async with harness.client.get(harness.url + "/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        text = await response.text()
     assert 'byoc_spool_events{daemon="daemon"} 7.0' in text
     assert 'byoc_messages_sent_total{daemon="daemon"} 0.0' in text
 
 
 async def test_status_is_json_for_people(harness: Harness) -> None:
-    async with harness.client.get(harness.url + "/status") as answer:
-        page = await answer.json()
+    async with harness.client.get(harness.url + "/status") as response:
+        page = await response.json()
     assert page["daemons"]["daemon"]["target"] == "cgroup:/x"
     assert page["daemons"]["daemon"]["destination"] == "test://sink"
     assert page["daemons"]["daemon"]["last_error"] is None
@@ -120,17 +120,17 @@ async def test_an_error_of_the_disk_while_it_serves_is_not_one_of_the_address() 
             raise OSError("the disk")
 
 
-async def test_no_answer_names_a_version(harness: Harness) -> None:
+async def test_no_response_names_a_version(harness: Harness) -> None:
     for path in ("/healthz", "/", "/status"):
-        async with harness.client.get(harness.url + path) as answer:
-            assert answer.headers["Server"] == "byoc-agents"
+        async with harness.client.get(harness.url + path) as response:
+            assert response.headers["Server"] == "byoc-agents"
 
 
 async def test_only_reading_is_allowed(harness: Harness) -> None:
-    async with harness.client.post(harness.url + "/healthz", data=b"x") as answer:
-        assert (answer.status, answer.headers["Allow"]) == (405, "GET")
-    async with harness.client.head(harness.url + "/healthz") as answer:
-        assert answer.status == 200
+    async with harness.client.post(harness.url + "/healthz", data=b"x") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET")
+    async with harness.client.head(harness.url + "/healthz") as response:
+        assert response.status == 200
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_only_reading_is_allowed(harness: Harness) -> None:
 )
 async def test_status_is_shown_on_this_machine_only(peer: str, status: int) -> None:
     request = make_mocked_request("GET", "/status").clone(remote=peer)
-    assert (await Pages([], Metrics()).answer(request)).status == status
+    assert (await Pages([], Metrics()).handle(request)).status == status
 
 
 async def test_the_oldest_of_too_many_connections_is_closed(harness: Harness) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.app import files
-from byoc_agents.app.context import ClickHouseSettings
 from byoc_agents.app.files import FileContent, NotReadableError, open_regular, read_within
 from byoc_agents.app.reloadable_secret import ReloadableSecret
+from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.app.settings import CoreSettings, load, load_file, unreadable_files
 from byoc_agents.errors import ConfigError
 

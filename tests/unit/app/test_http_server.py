@@ -13,12 +13,12 @@ CONNECTIONS = 20
 async def test_a_closed_connection_does_not_wait_for_the_rest_of_its_body() -> None:
     """2,000 such connections per second would keep 2,000 tasks, requests and buffers."""
 
-    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+    async def respond(_: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(text="ok")
         response.force_close()
         return response
 
-    async with serve(answer, Listen("127.0.0.1", 0), PortLimits(CONNECTIONS)) as (host, port):
+    async with serve(respond, Listen("127.0.0.1", 0), PortLimits(CONNECTIONS)) as (host, port):
         before = asyncio.all_tasks()
         for _ in range(CONNECTIONS):
             reader, writer = await asyncio.open_connection(host, port)

@@ -25,11 +25,11 @@ def test_a_taken_port_is_an_error() -> None:
 
 
 async def test_the_webhook_on_any_ipv6_address_accepts_ipv4() -> None:
-    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+    async def respond(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="ok")
 
     async with (
-        serve(answer, Listen("::", 0), PortLimits(max_unauthenticated=5)) as (_, port),
+        serve(respond, Listen("::", 0), PortLimits(max_unauthenticated=5)) as (_, port),
         ClientSession() as client,
         client.get(f"http://127.0.0.1:{port}/") as response,
     ):

@@ -101,8 +101,9 @@ def filters(pid: int) -> str:
 def enforced(log: dict[str, Any]) -> str:
     """Return the value of the metric."""
     port = log["admin.listening"]["port"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        found = re.search(r"^byoc_seccomp_enforced\S* (\S+)$", answer.read().decode(), re.MULTILINE)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        text = response.read().decode()
+        found = re.search(r"^byoc_seccomp_enforced\S* (\S+)$", text, re.MULTILINE)
     assert found
     return found[1]
 

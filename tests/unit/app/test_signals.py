@@ -188,5 +188,5 @@ def test_while_the_token_of_aws_cannot_be_read(environ: dict[str, str], tmp_path
 
 
 def healthy(port: int) -> bool:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
-        return bool(answer.status == 200)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as response:
+        return bool(response.status == 200)

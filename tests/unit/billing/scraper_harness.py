@@ -12,43 +12,12 @@ from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import MAX_DEFERRED, Scraper
 from byoc_agents.billing.sealer import Intervals
-from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger.recent import RecentSend
 from lab.fakes.core import FakeClock
-from lab.fakes.scrapers import make_scraper, make_sealer
+from lab.fakes.scrapers import OneCore, make_scraper, make_sealer
 
 SECOND = 1_000_000_000
-
-
-class OneCore:
-    """A target that keeps one core busy since the machine's boot."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self._clock = clock
-        self.secondary_reads: list[bool] = []
-        self.observation: TargetObservation | None = None
-        self.closed = False
-
-    def __repr__(self) -> str:
-        return "one core"
-
-    async def read(self, *, secondary: bool = False) -> TargetObservation:
-        self.secondary_reads.append(secondary)
-        return self.observation or TargetObservation(
-            Reading(
-                source="cgroup.v2",
-                incarnation="boot-1-7",
-                container_id="",
-                cpu_usec=self._clock.boot_ns() // 1000,
-                memory_bytes=1 << 30,
-                born_boot_ns=0,
-            )
-        )
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class SpoolHandle:

@@ -19,7 +19,7 @@ from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.service import ServiceScraper
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.billing.streams import ServiceStream, checkpoint_key
 from byoc_agents.durable.spool import Spool
 from lab.fakes.core import FakeClock
@@ -63,7 +63,7 @@ class Server:
         if self.blocked:
             await self.blocked.wait()
         if not self.up:
-            return TargetObservation(None, error="does not answer")
+            return TargetObservation(None, error="does not respond")
         return TargetObservation(
             Reading(
                 source="clickhouse",

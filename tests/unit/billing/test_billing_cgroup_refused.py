@@ -117,8 +117,8 @@ def as_somebody(do: Callable[[], object]) -> tuple[str, str]:
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
+    with os.fdopen(reader) as response:
+        text = response.read()
     os.waitpid(child, 0)
     uid, gid = (os.geteuid(), os.getegid()) if os.geteuid() else (nobody, nobody)
     return f"uid {uid} gid {gid}", text

@@ -13,7 +13,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.objects import parse_key
 from byoc_agents.billing.rollback import uncertain_since_ms
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.durable.spool import Spool
 from tests.unit.billing.scraper_harness import SECOND, Harness, recent_sends
 

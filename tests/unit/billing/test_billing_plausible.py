@@ -11,7 +11,7 @@ from byoc_agents.billing.sources.reading import (
     TargetForeignError,
     TargetUnreadableError,
 )
-from byoc_agents.billing.sources.select import AGREED, LAG_SECONDS, Target, TargetObservation
+from byoc_agents.billing.sources.target import AGREED, LAG_SECONDS, Target, TargetObservation
 from byoc_agents.billing.window import Period, Sample
 
 NS = 1_000_000_000

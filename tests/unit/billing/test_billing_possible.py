@@ -178,7 +178,7 @@ def test_a_restart_of_clickhouse_is_counted_from_zero_if_its_uptime_fell_by_the_
     assert (30, 40, "target_restarted") in run.shown()
 
 
-def test_two_servers_that_answer_in_turn_are_billed_nothing() -> None:
+def test_two_servers_that_response_in_turn_are_billed_nothing() -> None:
     older = {**SERVER, "born_boot_ns": UP - 1000 * SECOND}
     younger = {**SERVER, "born_boot_ns": UP - 400 * SECOND}
     samples = []

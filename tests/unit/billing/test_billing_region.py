@@ -31,7 +31,7 @@ async def start(s3: FakeS3, tmp_path: Path) -> Process:
 
 
 def of_region(region: str) -> Behavior:
-    """Return S3's answer to a stranger: no, but in that region."""
+    """Return S3's response to a stranger: no, but in that region."""
     return reply(403, {"x-amz-bucket-region": region})
 
 
@@ -49,12 +49,12 @@ async def test_it_stops_at_the_start_and_names_both_regions(tmp_path: Path) -> N
     assert "authorization" not in asked.headers
 
 
-@pytest.mark.parametrize("answer", [of_region("eu-west-1"), reply(404), close, serve])
+@pytest.mark.parametrize("response", [of_region("eu-west-1"), reply(404), close, serve])
 async def test_it_starts_if_the_region_is_ours_or_not_reported(
-    answer: Behavior, tmp_path: Path
+    response: Behavior, tmp_path: Path
 ) -> None:
     def script(request: Request) -> Behavior:
-        return answer if request.method == "HEAD" else serve
+        return response if request.method == "HEAD" else serve
 
     async with FakeS3(script) as s3:
         process = await start(s3, tmp_path)

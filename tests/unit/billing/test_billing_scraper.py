@@ -12,7 +12,7 @@ import pytest
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import Usage, UsageRecord
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.billing.streams import CHECKPOINT
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.durable.model import WriteBatch

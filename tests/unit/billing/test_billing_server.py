@@ -54,8 +54,8 @@ class Server:
     async def handle(self, request: web.Request) -> web.Response:
         self.asked.append(await request.text())
         columns = [{"name": "name", "type": "String"}, {"name": "value", "type": "String"}]
-        answer = {"meta": columns, "data": list(self.figures.items())}
-        return web.json_response(answer, status=self.status, headers=self.headers)
+        response = {"meta": columns, "data": list(self.figures.items())}
+        return web.json_response(response, status=self.status, headers=self.headers)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ ROWS = st.lists(
 
 
 @given(ROWS)
-def test_no_answer_makes_it_crash(rows: list[dict[str, object]]) -> None:
+def test_no_response_makes_it_crash(rows: list[dict[str, object]]) -> None:
     figures = figures_of([{"name": n, "value": v} for n, v in MODERN.items()]) | figures_of(rows)
     reading = reading_of(figures, NOW_NS, BOOT_ID)
     assert reading.cpu_usec >= 0

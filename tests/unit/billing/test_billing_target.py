@@ -16,7 +16,7 @@ from byoc_agents.billing.sources.reading import (
     TargetAbsentError,
     TargetUnreadableError,
 )
-from byoc_agents.billing.sources.select import (
+from byoc_agents.billing.sources.target import (
     PROBE_NS,
     MeterKind,
     Target,

@@ -13,7 +13,7 @@ from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.scraper import MAX_WAITING, TargetMachine
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import SourceName
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.billing.window import MeterState, Period, Sample
 from byoc_agents.durable.spool import Spool
 from lab.fakes.core import FakeClock

@@ -62,7 +62,7 @@ async def test_the_exit_code_says_whether_something_is_held(
     }  # fmt: skip
 
 
-async def test_a_bucket_that_does_not_answer_is_exit_code_2(
+async def test_a_bucket_that_does_not_respond_is_exit_code_2(
     environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
@@ -197,8 +197,8 @@ async def test_watching_shows_metrics_until_sigterm() -> None:
             listening = json.loads(await child.stderr.readline())
             done = await child.stdout.readline()
             url = f"http://127.0.0.1:{listening['port']}/metrics"
-            async with session.get(url) as answer:
-                page = await answer.text()
+            async with session.get(url) as response:
+                page = await response.text()
             child.terminate()
             assert await child.wait() == 0
     assert done == b"27 objects in 1 archives, 27 deleted. OK\n"

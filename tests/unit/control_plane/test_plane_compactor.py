@@ -87,14 +87,14 @@ async def test_the_order_of_arrival_does_not_change_the_bytes() -> None:
 
 
 def failing(number: int, behavior: Behavior) -> Callable[[Request], Behavior]:
-    """Return a script in which one request has no answer."""
+    """Return a script in which one request has no response."""
     return lambda request: behavior if request.number == number else serve
 
 
 PARTS = ("jsonl", "manifest.json")
 
 
-@pytest.mark.parametrize("behavior", [close, lose()], ids=["not done", "done, answer lost"])
+@pytest.mark.parametrize("behavior", [close, lose()], ids=["not done", "done, response lost"])
 async def test_a_crash_at_any_request_leaves_the_same_bytes_and_counts_nothing_twice(
     behavior: Behavior,
 ) -> None:
@@ -453,7 +453,7 @@ async def test_some_thousand_objects_in_pages_and_several_archives() -> None:
 
 
 async def test_an_object_that_is_sent_again_after_its_deletion_is_deleted_again() -> None:
-    """Its scraper did not get the answer, or its spool was restored from a copy."""
+    """Its scraper did not get the response, or its spool was restored from a copy."""
     messages = landing()
     async with opened(messages) as harness:
         originals = await harness.verify()

@@ -36,7 +36,7 @@ class Harness:
         self.store = MemoryStore()
         self.metrics = PlaneMetrics()
         self.queries: list[str] = []
-        self.store.answers = [
+        self.store.results = [
             ("AS rejected", [{"rejected": 0}]),
             ("uniqExact(organization_id) AS organizations", [EMPTY]),
         ]
@@ -51,14 +51,14 @@ class Harness:
 
     async def get(self, query: str = "", **headers: str) -> tuple[int, str]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.session.get(f"{self.url}{query}", headers=named) as answer:
-            return answer.status, await answer.text()
+        async with self.session.get(f"{self.url}{query}", headers=named) as response:
+            return response.status, await response.text()
 
 
 @asynccontextmanager
 async def serving(token: str = "") -> AsyncIterator[Harness]:
     harness = Harness(token)
-    pages = {PATH: harness.access.answer}
+    pages = {PATH: harness.access.handle}
     async with (
         serve_metrics(harness.metrics, ("127.0.0.1", 0), pages) as (host, port),
         aiohttp.ClientSession() as harness.session,
@@ -100,11 +100,11 @@ class _Elsewhere:
 
 async def test_a_client_elsewhere_needs_the_token() -> None:
     request: Any = _Elsewhere()
-    answer = await Harness().access.answer(request)
-    assert answer.status == 403
-    assert "BYOC_PLANE_READ_TOKEN" in str(answer.text)
+    response = await Harness().access.handle(request)
+    assert response.status == 403
+    assert "BYOC_PLANE_READ_TOKEN" in str(response.text)
     known: Any = _Elsewhere(Authorization="Bearer tok")
-    assert (await Harness("tok").access.answer(known)).status == 200
+    assert (await Harness("tok").access.handle(known)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ async def test_with_a_token_everybody_needs_it(authorization: str, status: int) 
 
 async def test_a_browser_is_asked_for_the_token_and_a_new_one_counts_at_once() -> None:
     async with serving("old") as harness:
-        async with harness.session.get(harness.url) as answer:
-            assert answer.status == 401
-            assert answer.headers["WWW-Authenticate"].startswith("Basic realm=")
-            assert answer.headers["Cache-Control"] == "no-store"
+        async with harness.session.get(harness.url) as response:
+            assert response.status == 401
+            assert response.headers["WWW-Authenticate"].startswith("Basic realm=")
+            assert response.headers["Cache-Control"] == "no-store"
         assert (await harness.get(Authorization=basic("old")))[0] == 200
         harness.token = "new"
         assert (await harness.get(Authorization=basic("old")))[0] == 401
@@ -142,15 +142,15 @@ async def test_a_browser_is_asked_for_the_token_and_a_new_one_counts_at_once() -
 
 
 async def test_it_may_load_nothing_and_be_framed_by_nobody() -> None:
-    async with serving() as harness, harness.session.get(harness.url) as answer:
-        policy = answer.headers["Content-Security-Policy"]
+    async with serving() as harness, harness.session.get(harness.url) as response:
+        policy = response.headers["Content-Security-Policy"]
         assert policy == page_policy()
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
         assert "frame-ancestors 'none'" in policy
         assert "script-src" not in policy
         for name in ("X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Resource-Policy"):
-            assert answer.headers[name]
-        text = await answer.text()
+            assert response.headers[name]
+        text = await response.text()
         assert f"<style>{page_style()}</style>" in text
         assert not re.search(r"(?:src|href)=\"(?!#|\?)", text)
 
@@ -158,8 +158,8 @@ async def test_it_may_load_nothing_and_be_framed_by_nobody() -> None:
 async def test_it_is_read_only() -> None:
     async with serving() as harness:
         for method in ("POST", "PUT", "DELETE"):
-            async with harness.session.request(method, harness.url) as answer:
-                assert answer.status == 405
+            async with harness.session.request(method, harness.url) as response:
+                assert response.status == 405
         assert harness.queries == []
         await harness.get()
         assert all(re.match(r"(?:SELECT|WITH)\b", query) for query in harness.queries)
@@ -193,11 +193,11 @@ async def test_an_organization_that_is_no_name_reaches_no_query(organization: st
         assert harness.queries == []
 
 
-async def test_a_store_that_does_not_answer_is_reported_and_not_remembered() -> None:
+async def test_a_store_that_does_not_respond_is_reported_and_not_remembered() -> None:
     async with serving() as harness:
         harness.store.error = StoreError("away")
         status, text = await harness.get()
-        assert (status, text) == (503, "503: ClickHouse does not answer: see the log\n")
+        assert (status, text) == (503, "503: ClickHouse does not respond: see the log\n")
         harness.store.error = None
         assert (await harness.get())[0] == 200
 
@@ -205,8 +205,8 @@ async def test_a_store_that_does_not_answer_is_reported_and_not_remembered() -> 
 async def test_other_paths_need_no_token() -> None:
     async with serving("tok") as harness:
         for path in ("/metrics", "/healthz"):
-            async with harness.session.get(harness.url.replace(PATH, path)) as answer:
-                assert answer.status == 200
+            async with harness.session.get(harness.url.replace(PATH, path)) as response:
+                assert response.status == 200
 
 
 def fleet(**rows: Any) -> Fleet:

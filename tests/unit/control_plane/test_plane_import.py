@@ -151,7 +151,7 @@ async def test_events_that_cannot_be_stored_stay_at_the_customer(harness: Harnes
     assert set(harness.waiting("state-exporter")) == found.refused.keys()
 
 
-async def test_a_store_that_does_not_answer_gives_no_receipt(harness: Harness) -> None:
+async def test_a_store_that_does_not_respond_gives_no_receipt(harness: Harness) -> None:
     harness.add(*state_messages(1), daemon="state-exporter")
     (raw,) = await harness.export("state-exporter")
     harness.store.error = StoreError("away")

@@ -24,8 +24,8 @@ async def test_it_shows_metrics_and_health_and_nothing_else(
     async with (
         serve_metrics(metrics, ("127.0.0.1", 0)) as (host, port),
         aiohttp.ClientSession() as session,
-        session.request(method, f"http://{host}:{port}{path}") as answer,
+        session.request(method, f"http://{host}:{port}{path}") as response,
     ):
-        assert answer.status == status
-        assert part in await answer.text()
-        assert answer.headers["Server"] == "byoc-agents"
+        assert response.status == status
+        assert part in await response.text()
+        assert response.headers["Server"] == "byoc-agents"

@@ -57,7 +57,7 @@ async def test_an_older_reception_does_not_turn_the_time_back(store: MemoryStore
 
 
 async def test_a_restart_within_seconds_continues(store: MemoryStore) -> None:
-    store.answers = [
+    store.results = [
         (PROGRESS, [{"stream": "state", "at_ms": START_MS, "steady_ms": START_MS - HOUR_MS}])
     ]
     for seconds, expected in ((9, "11:00:00"), (11, "12:00:11")):
@@ -85,7 +85,7 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
     metrics = PlaneMetrics()
     watch = SilenceWatch(store, FakeClock(), metrics)
     names = {"organization_id": "o", "service_id": "s", "replica": "r", "daemon": "state-exporter"}
-    store.answers = [
+    store.results = [
         ("silent_now", [names | {"silent_seconds": 181.5}]),
         ("count()", [{"daemon": "state-exporter", "daemons": 7}]),
         (PROGRESS, [{"stream": "state", "at_ms": START_MS, "steady_ms": START_MS - 1000}]),
@@ -99,7 +99,7 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
     assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 1
     assert sample("byoc_plane_daemons", daemon="state-exporter") == 7
     assert sample("byoc_plane_progress_timestamp_seconds", stream="state") == START_MS / 1000
-    store.answers[0] = ("silent_now", [])
+    store.results[0] = ("silent_now", [])
     await watch.refresh()
     assert sample("byoc_plane_silent_seconds", **names) is None
     assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 0
@@ -124,7 +124,7 @@ async def test_slow_queries_are_asked_less_often(store: MemoryStore) -> None:
 
 async def test_the_last_figures_stay_while_the_store_is_away(store: MemoryStore) -> None:
     clock, metrics = FakeClock(), PlaneMetrics()
-    store.answers = [("count()", [{"daemon": "state-exporter", "daemons": 7}])]
+    store.results = [("count()", [{"daemon": "state-exporter", "daemons": 7}])]
     watch = asyncio.ensure_future(SilenceWatch(store, clock, metrics).run())
     await clock.parked()
     store.error = StoreError("away")

@@ -1,4 +1,4 @@
-"""The compactor's own GET: botocore's signature, and botocore for everything but a whole answer."""
+"""The compactor's own GET: botocore's signature, and botocore for all but a whole response."""
 
 import base64
 import datetime as dt
@@ -73,7 +73,7 @@ async def test_the_signature_is_that_of_botocore(token: str | None) -> None:
         (503, {}, BODY, None),
     ],
 )
-async def test_only_a_whole_answer_with_its_checksum_is_used(
+async def test_only_a_whole_response_with_its_checksum_is_used(
     status: int, headers: Mapping[str, str], body: bytes, found: bytes | None
 ) -> None:
     script = in_order(reply(status, headers, body))
@@ -143,6 +143,6 @@ async def test_a_list_is_the_same_with_and_without_botocore(*, quick_too: bool) 
     [b"", b"<html>", b"<ListBucketResult/>", b"<a><IsTruncated>true</IsTruncated></a>",
      b"<a><IsTruncated>false</IsTruncated><Contents><Key>k</Key></Contents></a>"],
 )  # fmt: skip
-async def test_an_answer_that_is_not_a_list_is_left_to_botocore(body: bytes) -> None:
+async def test_a_response_that_is_not_a_list_is_left_to_botocore(body: bytes) -> None:
     async with HttpDouble(in_order(reply(200, {}, body))) as server, quick_get(server.url) as quick:
         assert await quick.list_page("v1/", "") is None

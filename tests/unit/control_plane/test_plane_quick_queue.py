@@ -57,8 +57,8 @@ async def test_messages_are_received_and_deleted_without_botocore() -> None:
         (message,) = (await quick.receive_message(**asked(queue)))["Messages"]
         assert message["Body"] == '{"name":"\u00fc"}'
         entries = [{"Id": "0", "ReceiptHandle": message["ReceiptHandle"]}]
-        answer = await quick.delete_message_batch(QueueUrl=queue.queue_url, Entries=entries)
-        assert not answer.get("Failed")
+        response = await quick.delete_message_batch(QueueUrl=queue.queue_url, Entries=entries)
+        assert not response.get("Failed")
         assert queue.waiting == 0
         assert (await quick.receive_message(**asked(queue))).get("Messages") is None
         assert {one.headers["user-agent"] for one in queue.http.requests} == {QUICK}
@@ -105,10 +105,10 @@ async def test_botocore_sends_what_failed(how: str) -> None:
 
         queue.http.script = script
         queue_now = asked(queue) | {"VisibilityTimeout": 0}
-        answer = await quick.receive_message(**queue_now)
-        (message,) = answer["Messages"]
+        response = await quick.receive_message(**queue_now)
+        (message,) = response["Messages"]
         entries = [{"Id": "0", "ReceiptHandle": message["ReceiptHandle"]}]
-        if how != "checksum":  # an answer without "Failed" is a deletion
+        if how != "checksum":  # a response without "Failed" is a deletion
             await quick.delete_message_batch(QueueUrl=queue.queue_url, Entries=entries)
             assert queue.waiting == 0
 

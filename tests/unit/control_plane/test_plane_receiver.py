@@ -81,14 +81,14 @@ class Harness:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signatures(signing_keys(secret), delivery_id, timestamp, content),
         } | {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.session.post(self.url, data=io.BytesIO(body), headers=sent) as answer:
-            assert answer.content_type == "application/json"
-            status, said = answer.status, await answer.read()
+        async with self.session.post(self.url, data=io.BytesIO(body), headers=sent) as response:
+            assert response.content_type == "application/json"
+            status, said = response.status, await response.read()
             rejected = proves_rejection(status, said, sent["webhook-id"])
             assert rejected == (status in {413, 415, 422})
             if status == 200:
                 events = len(json.loads(body)) if sent["Content-Type"] == BATCH else 1
-                assert proves_storage(answer.headers, said, sent["webhook-id"], events)
+                assert proves_storage(response.headers, said, sent["webhook-id"], events)
             return status
 
 
@@ -97,7 +97,7 @@ async def harness() -> AsyncIterator[Harness]:
     made = Harness()
     task = asyncio.ensure_future(made.inserter.run())
     async with (
-        serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
+        serve(made.receiver.handle, Listen("127.0.0.1", 0), LIMITS) as (host, port),
         aiohttp.ClientSession() as made.session,
     ):
         made.url = f"http://{host}:{port}{PATH}"
@@ -244,11 +244,11 @@ async def test_a_compressed_body_is_refused_before_it_is_unpacked(harness: Harne
 
 
 async def test_an_unknown_path_and_method_are_refused(harness: Harness) -> None:
-    async with harness.session.post(harness.url.replace(PATH, "/")) as answer:
-        assert answer.status == 404
-    async with harness.session.get(harness.url) as answer:
-        assert answer.status == 405
-        assert "aiohttp" not in answer.headers["Server"]
+    async with harness.session.post(harness.url.replace(PATH, "/")) as response:
+        assert response.status == 404
+    async with harness.session.get(harness.url) as response:
+        assert response.status == 405
+        assert "aiohttp" not in response.headers["Server"]
 
 
 async def test_a_store_that_is_away_is_503_and_the_delivery_comes_again(harness: Harness) -> None:
@@ -300,7 +300,7 @@ async def test_only_a_sender_with_a_token_takes_a_place_of_the_authenticated(
 ) -> None:
     """The bounds of the port are those of `http_server`; here there is no place."""
     limits = PortLimits(max_unauthenticated=2, max_authenticated=0)
-    async with serve(harness.receiver.answer, Listen("127.0.0.1", 0), limits) as (host, port):
+    async with serve(harness.receiver.handle, Listen("127.0.0.1", 0), limits) as (host, port):
         harness.url = f"http://{host}:{port}{PATH}"
         assert await harness.post(alert(), Authorization="Bearer no") == 401
         assert await harness.post(alert()) == 503

@@ -66,10 +66,10 @@ class Harness:
     ) -> tuple[int, list[Any], str]:
         named = {"Authorization": f"Bearer {token}"}
         named |= {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.session.request(method, self.url + query, headers=named) as answer:
-            body = await answer.read()
-            found = json.loads(body)["envelopes"] if answer.status == 200 else []
-            return answer.status, found, answer.headers.get("ETag", "")
+        async with self.session.request(method, self.url + query, headers=named) as response:
+            body = await response.read()
+            found = json.loads(body)["envelopes"] if response.status == 200 else []
+            return response.status, found, response.headers.get("ETag", "")
 
     def states(self) -> list[str]:
         return [row["state"] for row in self.store.rows.get("byoc_grants", [])]
@@ -83,7 +83,7 @@ async def serving(directory: Path, clock: Clock | None = None) -> AsyncIterator[
     made = Harness(directory, clock)
     task = asyncio.ensure_future(made.inserter.run())
     async with (
-        serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
+        serve(made.receiver.handle, Listen("127.0.0.1", 0), LIMITS) as (host, port),
         aiohttp.ClientSession() as made.session,
     ):
         made.url = f"http://{host}:{port}{REQUESTS_PATH}"
@@ -99,7 +99,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
         yield made
 
 
-async def test_the_brokers_own_poller_takes_the_answer(harness: Harness) -> None:
+async def test_the_brokers_own_poller_takes_the_response(harness: Harness) -> None:
     """The exact bytes of the envelope arrive, and an unchanged list is not sent again."""
     envelope = request_envelope()
     harness.write(envelope + b"\n")
@@ -112,10 +112,10 @@ async def test_the_brokers_own_poller_takes_the_answer(harness: Harness) -> None
         timeout_seconds=10,
     )
     await poller.poll()
-    answer = poller.take()
-    assert answer is not None
-    assert answer.envelopes == (envelope,)
-    poller.settle(answer)
+    response = poller.take()
+    assert response is not None
+    assert response.envelopes == (envelope,)
+    poller.settle(response)
     await poller.poll()
     assert poller.take() is None
     harness.write(withdrawal_envelope(), "withdrawal")

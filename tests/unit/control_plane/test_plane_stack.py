@@ -49,14 +49,14 @@ def client(service: str) -> Any:
     return botocore.session.get_session().create_client(service, region_name=REGION, **keys)
 
 
-def without_metadata(answer: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in answer.items() if key != "ResponseMetadata"}
+def without_metadata(response: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in response.items() if key != "ResponseMetadata"}
 
 
-def write_answers(directory: Path) -> None:
+def write_responses(directory: Path) -> None:
     """Write what the commands of the AWS command line print."""
     s3, sqs = client("s3"), client("sqs")
-    answers = {
+    responses = {
         name.replace("_", "-"): getattr(s3, name)(Bucket=BUCKET)
         for name in (
             "get_bucket_policy",
@@ -72,17 +72,17 @@ def write_answers(directory: Path) -> None:
         (QUEUE.replace(".fifo", "-dead-letters.fifo"), "-dead-letters"),
     ):
         url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
-        answers[f"get-queue-attributes{file}"] = sqs.get_queue_attributes(
+        responses[f"get-queue-attributes{file}"] = sqs.get_queue_attributes(
             QueueUrl=url, AttributeNames=["All"]
         )
-    for name, answer in answers.items():
-        text = json.dumps(without_metadata(answer))
+    for name, response in responses.items():
+        text = json.dumps(without_metadata(response))
         (directory / f"{name}.json").write_text(text)
 
 
 @pytest.fixture
 def account(template: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
-    """Yield a directory with the answers of an account that has the stack."""
+    """Yield a directory with the responses of an account that has the stack."""
     resources = dict(template["Resources"])
     bucket, queue = (
         json.dumps(resources.pop(name)["Properties"]["PolicyDocument"])
@@ -108,7 +108,7 @@ def account(template: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
         s3.put_bucket_lifecycle_configuration(
             Bucket=BUCKET, LifecycleConfiguration={"Rules": [rule]}
         )
-        write_answers(tmp_path)
+        write_responses(tmp_path)
         yield tmp_path
 
 
@@ -197,12 +197,12 @@ def test_an_account_with_the_stack_differs_in_nothing(
 
 
 def _policy(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """Return a change of the bucket's policy, which is a text in the answer."""
+    """Return a change of the bucket's policy, which is a text in the response."""
 
-    def changed(answer: dict[str, Any]) -> None:
-        document = json.loads(answer["Policy"])
+    def changed(response: dict[str, Any]) -> None:
+        document = json.loads(response["Policy"])
         change(document)
-        answer["Policy"] = json.dumps(document)
+        response["Policy"] = json.dumps(document)
 
     return changed
 
@@ -283,16 +283,16 @@ def test_each_difference_is_named(
 ) -> None:
     operation, change, message = CHANGES[name]
     file = account / f"{operation}.json"
-    answer = json.loads(file.read_text())
-    change(answer)
-    file.write_text(json.dumps(answer))
+    response = json.loads(file.read_text())
+    change(response)
+    file.write_text(json.dumps(response))
     assert stack("--check", str(account)) == 1
     said = capsys.readouterr().out
     assert said.startswith(f"{operation}.json: ")
     assert message in said
 
 
-def test_a_missing_answer_is_no_agreement(
+def test_a_missing_response_is_no_agreement(
     account: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (account / "get-bucket-policy.json").unlink()

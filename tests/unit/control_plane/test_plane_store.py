@@ -16,7 +16,7 @@ from byoc_control_plane.store import (
     open_store,
 )
 from lab.fakes.http import Behavior, HttpDouble, Reply, always, close, garbage, hang, redirect
-from lab.fakes.http import reply as answer_with
+from lab.fakes.http import reply as respond_with
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def test_rows_of_a_query_are_read(session: aiohttp.ClientSession) -> None:
 async def test_an_error_in_the_data_is_for_good(
     double: HttpDouble, session: aiohttp.ClientSession, code: int
 ) -> None:
-    double.script = always(answer_with(400, {"X-ClickHouse-Exception-Code": str(code)}))
+    double.script = always(respond_with(400, {"X-ClickHouse-Exception-Code": str(code)}))
     with pytest.raises(RowsRefusedError):
         await insert_rows(store_at(double, session), "t", [b"{}"])
 
@@ -69,12 +69,12 @@ async def test_an_error_in_the_data_is_for_good(
 @pytest.mark.parametrize(
     "behavior",
     [
-        answer_with(500, {"X-ClickHouse-Exception-Code": "241"}),  # MEMORY_LIMIT_EXCEEDED
-        answer_with(404, {"X-ClickHouse-Exception-Code": "60"}),  # UNKNOWN_TABLE: an administrator
-        answer_with(403, {"X-ClickHouse-Exception-Code": "516"}),  # AUTHENTICATION_FAILED
-        answer_with(500, {"X-ClickHouse-Exception-Code": "252"}),  # TOO_MANY_PARTS
-        answer_with(503),
-        answer_with(204),
+        respond_with(500, {"X-ClickHouse-Exception-Code": "241"}),  # MEMORY_LIMIT_EXCEEDED
+        respond_with(404, {"X-ClickHouse-Exception-Code": "60"}),  # UNKNOWN_TABLE: an administrator
+        respond_with(403, {"X-ClickHouse-Exception-Code": "516"}),  # AUTHENTICATION_FAILED
+        respond_with(500, {"X-ClickHouse-Exception-Code": "252"}),  # TOO_MANY_PARTS
+        respond_with(503),
+        respond_with(204),
         redirect("http://127.0.0.1:1/"),
         close,
         hang,

@@ -253,7 +253,7 @@ class Harness:
             await self.send()
 
     async def send_more(self, number: int = 20) -> None:
-        """Wait until the sender that never stops has had so many answers more."""
+        """Wait until the sender that never stops has had so many more responses."""
         for _ in range(number):
             self.answered.clear()
             await self.answered.wait()
@@ -278,7 +278,7 @@ async def harness(registry: Path, tmp_path: Path) -> AsyncIterator[Harness]:
     made = Harness(registry, mounted)
     task = asyncio.ensure_future(made.inserter.run())
     async with (
-        serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
+        serve(made.receiver.handle, Listen("127.0.0.1", 0), LIMITS) as (host, port),
         aiohttp.ClientSession() as session,
     ):
         await made.connect(f"http://{host}:{port}{PATH}", session)
@@ -327,7 +327,7 @@ async def test_a_rotation_that_ends_too_early_is_refused_and_held(
 async def test_the_last_customer_can_be_removed_while_the_receiver_runs(
     harness: Harness,
 ) -> None:
-    """A store that does not answer leaves the daemons supervised, and the command says so."""
+    """A store that does not respond leaves the daemons supervised, and the command says so."""
     assert isinstance(await harness.send(), Receipt)
     removing = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "byoc_control_plane", "tenant", "remove", "org-1"),

@@ -1,4 +1,4 @@
-"""Which messages share a request: after trouble, after a lost answer and after a restart."""
+"""Which messages share a request: after trouble, after a lost response and after a restart."""
 
 import re
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from byoc_agents.errors import Reason, SendError
 from lab.fakes.http import HttpDouble, always, redirect, reply
 
 REGION = "eu-west-1"
-STS_ANSWER = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>
+STS_RESPONSE = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>
 <AccessKeyId>ASIA</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>
 <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>
 </AssumeRoleWithWebIdentityResponse>"""
@@ -61,7 +61,7 @@ async def test_no_program_is_started_for_credentials(
 
 
 async def test_irsa_asks_sts_through_the_gate(irsa: pytest.MonkeyPatch) -> None:
-    async with HttpDouble(always(reply(200, {}, STS_ANSWER))) as sts:
+    async with HttpDouble(always(reply(200, {}, STS_RESPONSE))) as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         session = aws_session(Gate([https_destination(sts.url)]), REGION)
         await fetch_credentials(session)

@@ -16,7 +16,7 @@ async def test_a_destination_answers() -> None:
         assert await get(Gate([https_destination(server.url)]), server.url) == 200
 
 
-async def test_an_answer_with_a_header_of_20_kb_is_read() -> None:
+async def test_a_response_with_a_header_of_20_kb_is_read() -> None:
     """Proxies and security policies write such headers; aiohttp's own bound is 8190 bytes."""
     long = reply(202, {"content-security-policy": "x" * 20_000})
     async with HttpDouble(always(long)) as server:
@@ -86,7 +86,7 @@ async def test_a_caller_that_follows_none_sees_the_redirect() -> None:
             response.close()
 
 
-async def test_a_lost_answer_is_not_asked_for_again_behind_our_back() -> None:
+async def test_a_lost_response_is_not_asked_for_again_behind_our_back() -> None:
     async with HttpDouble(always(close)) as server:
         with pytest.raises(aiohttp.ClientConnectionError):
             await get(Gate([https_destination(server.url)]), server.url)

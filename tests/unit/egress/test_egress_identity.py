@@ -16,8 +16,8 @@ from aiobotocore.session import AioSession
 
 from byoc_agents.app import files
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing import daemon as billing
 from byoc_agents.egress.aws import NO_CREDENTIALS, NOT_ASCII, aws_session, provider_name
@@ -72,7 +72,7 @@ class Harness:
 def sts(expires: Callable[[], str]) -> HttpDouble:
     """Return a double of STS whose keys are named after the token that it was shown."""
 
-    def answer(request: Request) -> bytes:
+    def respond(request: Request) -> bytes:
         token = re.search(rb"WebIdentityToken=(\w+)", request.body)
         key = f"ASIA{token[1].decode() if token else 'NOBODY'}"
         return (
@@ -82,18 +82,18 @@ def sts(expires: Callable[[], str]) -> HttpDouble:
             "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
         ).encode()
 
-    return HttpDouble(lambda request: reply(200, {}, answer(request)))
+    return HttpDouble(lambda request: reply(200, {}, respond(request)))
 
 
 def pod_agent(expires: Callable[[], str]) -> HttpDouble:
     """Return a double of the Pod Identity agent, likewise."""
 
-    def answer(headers: Mapping[str, str]) -> bytes:
+    def respond(headers: Mapping[str, str]) -> bytes:
         key = f"ASIA{headers.get('authorization', 'NOBODY')}"
         keys = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t"}
         return json.dumps(keys | {"Expiration": expires()}).encode()
 
-    return HttpDouble(lambda request: reply(200, {}, answer(request.headers)))
+    return HttpDouble(lambda request: reply(200, {}, respond(request.headers)))
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ async def test_a_mount_that_hangs_costs_one_wait_and_no_second_thread(
     try:
         for _ in range(3):
             await found.read()
-            with pytest.raises(files.NotReadableError, match="does not answer"):
+            with pytest.raises(files.NotReadableError, match="does not respond"):
                 found.text(str(tmp_path / "token"))
         assert len(reads) == 1
     finally:

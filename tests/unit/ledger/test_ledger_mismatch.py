@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.runtime import Runtime
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.gate import Gate

@@ -89,12 +89,12 @@ def sts(trust: dict[str, Any]) -> HttpDouble:
         b"</ErrorResponse>"
     )
 
-    def answer(request: Request) -> Behavior:
+    def respond(request: Request) -> Behavior:
         asked = parse_qs(request.body.decode())
         assert asked["Action"] == ["AssumeRoleWithWebIdentity"]
         return reply(200, {}, keys) if judge(trust, asked) else reply(403, {}, refusal)
 
-    return HttpDouble(answer)
+    return HttpDouble(respond)
 
 
 async def send(

@@ -67,8 +67,8 @@ def check(
         listed.write_text("\n".join(json.dumps(one, indent=2) for one in entries))
         argv += ["--access-entries", str(listed)]
     code = main(argv)
-    answer = capsys.readouterr()
-    return code, answer.out.splitlines(), answer.err.splitlines()
+    response = capsys.readouterr()
+    return code, response.out.splitlines(), response.err.splitlines()
 
 
 def test_a_private_cluster_with_the_support_group_has_no_finding(

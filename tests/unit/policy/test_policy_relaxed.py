@@ -240,7 +240,7 @@ SAME: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "queue",
         lambda d: changed(d, 2, Condition={"Bool": {"aws:SecureTransport": False}}),
     ),
-    "the answer of get-role-policy": ("iam", lambda d: {"RoleName": "r", "PolicyDocument": d}),
+    "the response of get-role-policy": ("iam", lambda d: {"RoleName": "r", "PolicyDocument": d}),
     "a statement twice": ("iam", lambda d: d | {"Statement": [*d["Statement"], d["Statement"][0]]}),
 }
 

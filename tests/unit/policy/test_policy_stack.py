@@ -138,7 +138,7 @@ def client(service: str) -> Any:
 
 @pytest.fixture
 def account(said: Said, tmp_path: Path) -> Iterator[Path]:
-    """Yield a directory with the answers of an account that has the stack.
+    """Yield a directory with the responses of an account that has the stack.
 
     moto keeps the documents of a stack as texts that are not JSON: the test sets them again.
     """
@@ -191,8 +191,8 @@ def account(said: Said, tmp_path: Path) -> Iterator[Path]:
             ),
             "get-policy-version": iam.get_policy_version(PolicyArn=boundary, VersionId="v1"),
         }
-        for name, answer in answers.items():
-            kept = {key: value for key, value in answer.items() if key != "ResponseMetadata"}
+        for name, response in answers.items():
+            kept = {key: value for key, value in response.items() if key != "ResponseMetadata"}
             (tmp_path / f"{name}.json").write_text(json.dumps(kept, default=str))
         yield tmp_path
 
@@ -201,9 +201,9 @@ def test_an_account_with_the_stack_differs_in_nothing(account: Path, said: Said)
     assert said("stack", *BOTH, *IRSA, "--check", str(account)) == ""
 
 
-def endpoint(answer: dict[str, Any], service: str) -> dict[str, Any]:
+def endpoint(response: dict[str, Any], service: str) -> dict[str, Any]:
     name = f"com.amazonaws.{REGION}.{service}"
-    found: dict[str, Any] = next(o for o in answer["VpcEndpoints"] if o["ServiceName"] == name)
+    found: dict[str, Any] = next(o for o in response["VpcEndpoints"] if o["ServiceName"] == name)
     return found
 
 
@@ -266,9 +266,9 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
 def test_each_difference_is_named(name: str, account: Path, said: Said) -> None:
     operation, change, message = CHANGES[name]
     file = account / f"{operation}.json"
-    answer = json.loads(file.read_text())
-    change(answer)
-    file.write_text(json.dumps(answer))
+    response = json.loads(file.read_text())
+    change(response)
+    file.write_text(json.dumps(response))
     found = said("stack", *BOTH, *IRSA, "--check", str(account), code=1)
     assert found.startswith(f"{operation}.json")
     assert message in found

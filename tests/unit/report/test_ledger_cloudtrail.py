@@ -66,7 +66,7 @@ async def live(directory: Path) -> None:
             batch = [Message(f"v1/{hour}", "t", b"body", created_at_ms=0)]
             if hour == 0:
                 line = await billing.intent("s3://usage", batch)
-                await billing.receipt(line, batch, [SendError(Reason.TIMEOUT, "no answer")])
+                await billing.receipt(line, batch, [SendError(Reason.TIMEOUT, "no response")])
             line = await billing.intent("s3://usage", batch)
             await billing.receipt(line, batch, [Receipt(Reason.OK, 200, "etag")])
             batch = [Message(f"id-{hour}", "t", b"{}", created_at_ms=0, group="g")]
@@ -123,7 +123,7 @@ def verify(capsys: Output, state_dir: Path, content: bytes, *more: str) -> tuple
 def test_two_books_that_agree(
     form: Callable[[list[Event]], bytes], state_dir: Path, trail: list[Event], capsys: Output
 ) -> None:
-    """An attempt without an answer may have reached AWS or not."""
+    """An attempt without a response may have reached AWS or not."""
     code, out = verify(capsys, state_dir, form(trail))
     assert (code, "cloudtrail: OK" in out) == (0, True)
     assert "12 sends in the trail, 13 sends in the ledgers" in out

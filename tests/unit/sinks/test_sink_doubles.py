@@ -21,22 +21,22 @@ async def test_of_many_conditional_puts_at_once_one_is_applied() -> None:
         url = f"{s3.url}/bucket/key"
         puts = [session.put(url, data=b"%d" % n, headers=ONCE) for n in range(8)]
         answers = await asyncio.gather(*puts)
-    assert sorted(answer.status for answer in answers) == [200] + [412] * 7
+    assert sorted(response.status for response in answers) == [200] + [412] * 7
     assert (s3.applied("key"), len(s3.puts)) == (1, 8)
 
 
 @pytest.mark.parametrize("header", ["x-amz-checksum-sha256", "x-amz-content-sha256"])
 async def test_a_wrong_checksum_stores_nothing(header: str) -> None:
     async with FakeS3() as s3, aiohttp.ClientSession() as session:
-        answer = await session.put(f"{s3.url}/b/key", data=b"x", headers={header: "0" * 64})
-    assert (answer.status, s3.objects) == (400, {})
+        response = await session.put(f"{s3.url}/b/key", data=b"x", headers={header: "0" * 64})
+    assert (response.status, s3.objects) == (400, {})
 
 
 async def test_what_was_put_is_read_back() -> None:
     async with FakeS3() as s3, aiohttp.ClientSession() as session:
         await session.put(f"{s3.url}/b/a/key%3D1", data=b"x")
-        answer = await session.get(f"{s3.url}/b/a/key%3D1")
-        assert await answer.read() == b"x"
+        response = await session.get(f"{s3.url}/b/a/key%3D1")
+        assert await response.read() == b"x"
         assert (await session.get(f"{s3.url}/b/other")).status == 404
     assert list(s3.objects) == ["a/key=1"]
 
@@ -62,8 +62,8 @@ async def test_chunks_are_understood() -> None:
             yield part
 
     async with HttpDouble(in_order(then=reply(204))) as double, aiohttp.ClientSession() as session:
-        answer = await session.post(double.url, data=parts())
-    assert answer.status == 204
+        response = await session.post(double.url, data=parts())
+    assert response.status == 204
     assert double.requests[0].body == b"ab" + b"c" * 70_000
     assert double.bytes_received > 70_000
 
@@ -79,7 +79,7 @@ async def test_in_a_process_of_its_own_it_journals_every_put(tmp_path: Path) -> 
         url = f"http://127.0.0.1:{int(await process.stdout.readline())}/bucket/key"
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.ServerDisconnectedError):
-                await session.post(url)  # request 0: its answer is lost
+                await session.post(url)  # request 0: its response is lost
             first = await session.put(url, data=b"x", headers=ONCE)
     finally:
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The HTTPS sink: its requests, the outcome of each answer, and requests it never sends."""
+"""The HTTPS sink: its requests, the outcome of each response, and requests it never sends."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ class Request:
     body: bytes
 
 
-Answer = Callable[[Request], web.Response]
+Respond = Callable[[Request], web.Response]
 
 
 def stored(request: Request, status: int = 202, **headers: str) -> web.Response:
@@ -56,21 +56,21 @@ def rejected(request: Request, status: int = 422, **changes: str) -> web.Respons
     return web.json_response(body, status=status)
 
 
-def answer_with(request: Request, status: int) -> web.Response:
+def respond_with(request: Request, status: int) -> web.Response:
     return rejected(request, status) if status in CODES else stored(request, status)
 
 
 @dataclass
 class Far:
-    """The receiver: keeps every request and answers with `answer`."""
+    """The receiver: keeps every request and responds with `respond`."""
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
-    answer: Answer = stored
+    respond: Respond = stored
 
     async def handle(self, request: web.Request) -> web.Response:
         self.requests.append(Request(dict(request.headers), await request.read()))
-        return self.answer(self.requests[-1])
+        return self.respond(self.requests[-1])
 
 
 @pytest.fixture
@@ -185,13 +185,13 @@ def test_a_status_has_an_action(statuses: str, reason: Reason, action: Action) -
 
 @pytest.mark.parametrize("status", [200, 204, 207, 208, 301, 400, 401, 403, 404, 429, 500, 503])
 async def test_the_status_on_the_wire_is_the_outcome(far: Far, make: Make, status: int) -> None:
-    far.answer = lambda request: stored(request, status)
+    far.respond = lambda request: stored(request, status)
     assert reasons(await make().send([message(1)])) == [reason_of(status)]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_never_followed(far: Far, make: Make, status: int) -> None:
-    far.answer = lambda _: web.Response(status=status, headers={"Location": "/elsewhere"})
+    far.respond = lambda _: web.Response(status=status, headers={"Location": "/elsewhere"})
     assert reasons(await make().send([message(1)])) == [Reason.REDIRECT]
     assert len(far.requests) == 1
 
@@ -199,7 +199,7 @@ async def test_a_redirect_is_never_followed(far: Far, make: Make, status: int) -
 async def test_one_bad_event_does_not_take_its_batch_to_the_dead_letters(
     far: Far, make: Make
 ) -> None:
-    far.answer = lambda request: answer_with(request, 422 if b"id-2" in request.body else 204)
+    far.respond = lambda request: respond_with(request, 422 if b"id-2" in request.body else 204)
     outcomes = await make().send([message(1), message(2), message(3)])
     assert reasons(outcomes) == [Reason.OK, Reason.REJECTED, Reason.OK]
     assert [r.headers["webhook-id"] for r in far.requests[1:]] == ["id-1", "id-2", "id-3"]
@@ -211,7 +211,7 @@ async def test_a_receiver_that_rejects_everything_is_held(
     far: Far, make: Make, status: int, events: int
 ) -> None:
     """Nothing becomes a dead letter before the receiver accepts another event."""
-    far.answer = lambda request: rejected(request, status)
+    far.respond = lambda request: rejected(request, status)
     outcomes = await make().send([message(n) for n in range(events)])
     assert set(reasons(outcomes)) == {Reason.REJECTS_ALL}
     assert "no other event was accepted" in str(outcomes[0])
@@ -221,22 +221,22 @@ async def test_without_batches_the_event_before_proves_that_others_are_accepted(
     far: Far, make: Make
 ) -> None:
     statuses = iter([204, 422, 422])
-    far.answer = lambda request: answer_with(request, next(statuses))
+    far.respond = lambda request: respond_with(request, next(statuses))
     sink = make(max_messages=1)
     found = [reasons(await sink.send([message(n)])) for n in range(3)]
     assert found == [[Reason.OK], [Reason.REJECTED], [Reason.REJECTS_ALL]]
 
 
 @pytest.mark.parametrize("status", [200, 202, 208, 413, 422])
-async def test_a_page_is_not_the_control_planes_answer(far: Far, make: Make, status: int) -> None:
+async def test_a_page_is_not_the_control_planes_response(far: Far, make: Make, status: int) -> None:
     """A captive portal says 200, a web firewall any status: nothing is stored, nothing rejected."""
-    answers = [
+    pages = [
         web.Response(status=status, text="<html>", content_type="text/html"),
         web.Response(status=status, text="Blocked by policy", content_type="text/plain"),
         web.Response(status=status, body=b" <!doctype html>"),
     ]
-    for answer in answers:
-        far.answer = lambda _, answer=answer: answer  # type: ignore[misc]
+    for page in pages:
+        far.respond = lambda _, page=page: page  # type: ignore[misc]
         outcomes = await make().send([message(1), message(2)])
         assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
 
@@ -244,7 +244,7 @@ async def test_a_page_is_not_the_control_planes_answer(far: Far, make: Make, sta
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 208])
 async def test_a_2xx_without_the_contracts_proof_is_held(far: Far, make: Make, status: int) -> None:
     """Another server behind the same name answers 2xx too: nothing is stored by it."""
-    far.answer = lambda _: web.Response(status=status)
+    far.respond = lambda _: web.Response(status=status)
     (outcome,) = await make().send([message(1)])
     assert outcome.reason is Reason.BAD_RESPONSE
     assert ACTIONS[outcome.reason] is Action.HOLD
@@ -270,7 +270,7 @@ async def test_a_2xx_without_the_contracts_proof_is_held(far: Far, make: Make, s
 async def test_a_2xx_proves_itself_by_the_number_of_events(
     far: Far, make: Make, body: object, reason: Reason
 ) -> None:
-    far.answer = lambda _: web.json_response(body)
+    far.respond = lambda _: web.json_response(body)
     outcomes = await make().send([message(1), message(2)])
     assert reasons(outcomes) == [reason] * 2
 
@@ -295,13 +295,13 @@ async def test_a_proof_in_several_pieces_is_read_to_its_end(make: Make) -> None:
 
 
 async def test_the_webhook_id_of_another_request_proves_nothing(far: Far, make: Make) -> None:
-    far.answer = lambda _: web.Response(status=204, headers={"webhook-id": "id-2"})
+    far.respond = lambda _: web.Response(status=204, headers={"webhook-id": "id-2"})
     assert reasons(await make().send([message(1)])) == [Reason.BAD_RESPONSE]
 
 
 @pytest.mark.parametrize("status", [413, 415, 422])
 @pytest.mark.parametrize(
-    "answer",
+    "respond",
     [
         lambda _, status: web.Response(status=status),
         lambda _, status: web.json_response({"error": "blocked"}, status=status),
@@ -316,11 +316,11 @@ async def test_the_webhook_id_of_another_request_proves_nothing(far: Far, make: 
          "only the header"],
 )  # fmt: skip
 async def test_a_rejection_without_the_contracts_body_is_held(
-    far: Far, make: Make, status: int, answer: Callable[[Request, int], web.Response]
+    far: Far, make: Make, status: int, respond: Callable[[Request, int], web.Response]
 ) -> None:
     """A firewall that refuses one event among accepted ones makes no dead letter."""
-    far.answer = lambda request: (
-        answer(request, status) if b"id-2" in request.body else stored(request)
+    far.respond = lambda request: (
+        respond(request, status) if b"id-2" in request.body else stored(request)
     )
     sink = make()
     assert reasons(await sink.send([message(1)])) == [Reason.OK]
@@ -334,12 +334,12 @@ async def test_a_rejection_without_the_contracts_body_is_held(
 async def test_an_unproven_rejection_stops_a_batch_that_is_sent_one_by_one(
     far: Far, make: Make
 ) -> None:
-    def answer(request: Request) -> web.Response:
+    def respond(request: Request) -> web.Response:
         if request.headers["webhook-id"] == "id-2":
             return web.json_response({"error": "blocked"}, status=422)
-        return answer_with(request, 422 if b"id-2" in request.body else 204)
+        return respond_with(request, 422 if b"id-2" in request.body else 204)
 
-    far.answer = answer
+    far.respond = respond
     outcomes = await make().send([message(1), message(2), message(3)])
     assert reasons(outcomes) == [Reason.OK, Reason.BAD_RESPONSE, Reason.BAD_RESPONSE]
 
@@ -348,7 +348,7 @@ async def test_an_unproven_rejection_stops_a_batch_that_is_sent_one_by_one(
 async def test_a_400_is_held_and_a_batch_is_not_split_whatever_it_says(
     far: Far, make: Make, events: int
 ) -> None:
-    far.answer = lambda request: web.json_response(
+    far.respond = lambda request: web.json_response(
         {"webhook_id": request.headers["webhook-id"], "code": "invalid_event"}, status=400
     )
     outcomes = await make().send([message(n) for n in range(events)])
@@ -360,18 +360,18 @@ async def test_a_400_is_held_and_a_batch_is_not_split_whatever_it_says(
 async def test_the_contract_of_0_1_takes_any_2xx_with_an_empty_body_or_json(
     far: Far, make: Make, body: object
 ) -> None:
-    far.answer = lambda _: (
+    far.respond = lambda _: (
         web.Response(status=202) if body is None else web.json_response(body, status=202)
     )
     assert reasons(await make(proof=False).send([message(1)])) == [Reason.OK]
-    far.answer = lambda _: web.Response(status=202, text="<html>", content_type="text/html")
+    far.respond = lambda _: web.Response(status=202, text="<html>", content_type="text/html")
     assert reasons(await make(proof=False).send([message(1)])) == [Reason.BAD_RESPONSE]
 
 
 async def test_the_contract_of_0_1_takes_a_rejection_beside_an_accepted_event(
     far: Far, make: Make
 ) -> None:
-    far.answer = lambda request: web.Response(status=422 if b"id-2" in request.body else 204)
+    far.respond = lambda request: web.Response(status=422 if b"id-2" in request.body else 204)
     outcomes = await make(proof=False).send([message(1), message(2)])
     assert reasons(outcomes) == [Reason.OK, Reason.REJECTED]
 
@@ -405,10 +405,10 @@ async def test_an_unreadable_head_is_held_with_the_readers_own_reason(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
-async def test_a_clock_that_is_off_is_named_by_the_answers_date(
+async def test_a_clock_that_is_off_is_named_by_the_responses_date(
     far: Far, make: Make, status: int
 ) -> None:
-    far.answer = lambda _: web.Response(
+    far.respond = lambda _: web.Response(
         status=status, headers={"Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
     )
     (outcome,) = await make().send([message(1)])
@@ -428,13 +428,13 @@ async def test_one_by_one_stops_when_the_receiver_fails_so_that_order_is_kept(
     far: Far, make: Make
 ) -> None:
     statuses = iter([413, 204, 503])
-    far.answer = lambda request: answer_with(request, next(statuses))
+    far.respond = lambda request: respond_with(request, next(statuses))
     outcomes = await make().send([message(1), message(2), message(3)])
     assert reasons(outcomes) == [Reason.OK, Reason.SERVER_ERROR, Reason.SERVER_ERROR]
 
 
 async def test_a_batch_that_failed_is_not_split(far: Far, make: Make) -> None:
-    far.answer = lambda _: web.Response(status=503, headers={"Retry-After": "7"})
+    far.respond = lambda _: web.Response(status=503, headers={"Retry-After": "7"})
     outcomes = await make().send([message(1), message(2)])
     assert reasons(outcomes) == [Reason.SERVER_ERROR] * 2
     assert isinstance(outcomes[0], SendError)
@@ -476,13 +476,13 @@ def test_an_unusable_retry_after_never_raises(header: str) -> None:
     assert retry_after_seconds(header, NOW_NS, header) in {None, 0.0}
 
 
-def test_a_retry_after_date_counts_from_the_answers_own_date() -> None:
+def test_a_retry_after_date_counts_from_the_responses_own_date() -> None:
     date, then = "Mon, 23 Nov 2026 12:00:00 GMT", "Mon, 23 Nov 2026 12:00:20 GMT"
     assert retry_after_seconds(then, NOW_NS - 7200 * 10**9, date) == 20
 
 
 async def test_the_receipt_keeps_the_receivers_own_request_id(far: Far, make: Make) -> None:
-    far.answer = lambda request: stored(request, 200, **{"X-Request-Id": "r" * 500})
+    far.respond = lambda request: stored(request, 200, **{"X-Request-Id": "r" * 500})
     (outcome,) = await make().send([message(1)])
     assert outcome == Receipt(Reason.OK, 200, "r" * 128)
 
@@ -499,7 +499,7 @@ async def test_nobody_listens(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("response", "reason"),
     [
         (b"", Reason.CONNECTION),
         (b"HTTP/1.1 20", Reason.CONNECTION),
@@ -512,10 +512,10 @@ async def test_nobody_listens(make: Make) -> None:
     ids=["closed", "cut in the status", "not HTTP", "cut in a refusal", "cut after a yes",
          "cut after the proof", "cut in a rejection"],
 )  # fmt: skip
-async def test_a_broken_answer(make: Make, answer: bytes, reason: Reason) -> None:
+async def test_a_broken_response(make: Make, response: bytes, reason: Reason) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b'"}')
-        writer.write(answer)
+        writer.write(response)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:

@@ -169,7 +169,7 @@ async def test_a_host_that_is_no_destination_is_refused(session: AioSession) -> 
 
 
 @pytest.mark.parametrize("lost", [lose(close), lose(reset), cut(9)], ids=["closed", "reset", "cut"])
-async def test_a_lost_answer_and_its_retry_have_one_effect(
+async def test_a_lost_response_and_its_retry_have_one_effect(
     lost: Behavior, session: AioSession
 ) -> None:
     async with FakeS3(in_order(lost)) as s3, sink_to(s3.url, session) as sink:

@@ -29,7 +29,7 @@ async def fresh(session: AioSession) -> AsyncIterator[Pair]:
         yield Pair(sqs, sink)
 
 
-async def test_an_attempt_ends_however_slowly_the_answer_drips(fresh: Pair) -> None:
+async def test_an_attempt_ends_however_slowly_the_response_drips(fresh: Pair) -> None:
     assert reasons(await fresh.send(message("a"))) == [Reason.OK]
     fresh.sink.attempt_seconds = 0.1
     assert reasons(await fresh.send(message("b"), script=always(drip()))) == [Reason.TIMEOUT]
@@ -96,7 +96,7 @@ def test_what_does_not_hold_up_a_group_is_what_becomes_a_dead_letter() -> None:
     } == OWN_ERRORS
 
 
-async def test_a_lost_answer_and_a_second_try_store_once(fresh: Pair) -> None:
+async def test_a_lost_response_and_a_second_try_store_once(fresh: Pair) -> None:
     first = await fresh.send(message("a"), message("b"), script=in_order(lose()))
     assert reasons(first) == [Reason.CONNECTION] * 2
     assert reasons(await fresh.send(message("a"), message("b"))) == [Reason.OK] * 2

@@ -116,7 +116,7 @@ async def test_a_rejected_batch_and_each_of_its_events_have_their_lines(
     assert sent[1:] == [([one], [Reason.OK]) for one in everything]
 
 
-async def test_an_attempt_without_an_answer_has_its_lines(deliveries: Deliveries) -> None:
+async def test_an_attempt_without_a_response_has_its_lines(deliveries: Deliveries) -> None:
     sent, requests = await posted(in_order(reset), deliveries, 2)
     assert len(requests) == 1
     assert sent == [(["id-0", "id-1"], [Reason.CONNECTION] * 2)]

@@ -14,9 +14,9 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
 from byoc_agents.message import Message
+from byoc_agents.state.exporter import Exporter, PolledReplica
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.message_stream import MessageStream
-from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import Thresholds
 from lab.fakes.core import FakeClock

@@ -38,7 +38,7 @@ SILENCES = [Ping.REFUSED, Ping.TIMEOUT, Ping.RESET, Ping.UNREACHABLE, Ping.HTTP_
 
 
 @pytest.mark.parametrize("ping", SILENCES)
-def test_a_server_that_was_up_and_does_not_answer_has_failed(ping: Ping) -> None:
+def test_a_server_that_was_up_and_does_not_respond_has_failed(ping: Ping) -> None:
     polls = Polls()
     polls.see(up(readonly_replicas=1))
     first = polls.see(StateObservation(ping=ping), after=10)
@@ -93,7 +93,7 @@ def test_an_exporter_outside_the_pod_that_stops_leaves_the_servers_state() -> No
     assert (found.state, codes(found)) == (ServiceState.RUNNING, [ReasonCode.AGENT_STOPPING])
 
 
-def test_a_server_that_answers_every_query_with_an_error_is_degraded_not_failed() -> None:
+def test_a_server_that_responses_every_query_with_an_error_is_degraded_not_failed() -> None:
     polls = Polls()
     polls.see(up())
     broken = StateObservation(ping=Ping.OK, sources={ProbeSource.QUERIES: SourceResult.FAILED})
@@ -104,7 +104,7 @@ def test_a_server_that_answers_every_query_with_an_error_is_degraded_not_failed(
     )
 
 
-def test_one_poll_without_an_answer_changes_nothing() -> None:
+def test_one_poll_without_a_response_changes_nothing() -> None:
     polls = Polls()
     polls.see(up())
     assert not polls.see(

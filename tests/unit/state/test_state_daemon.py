@@ -11,10 +11,10 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import Configuration, configure, daemon_spec
+from byoc_agents.app.runtime import Runtime
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError
 from byoc_agents.servers import is_service, parse_servers

@@ -1,4 +1,4 @@
-"""The exporter with a spool that is full or whose answer is lost: no change goes uncounted."""
+"""The exporter with a spool that is full or whose response is lost: no change goes uncounted."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kills at every step, lost and bad answers, hours offline: each transition arrives once, in order.
+"""Kills at every step, lost and bad responses, hours offline: transitions arrive once, in order.
 
 The oracle is the queue's double (the messages a consumer gets), a journal of accepted ones, and
 the truth about the watched server.
@@ -23,8 +23,8 @@ from tests.unit.state.killable_exporter import POLL_SECONDS, ExporterRun, readon
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.unit.state.killable_exporter"])
 TICKS = 12
-STEPS = 36  # of the fuse in a first run of TICKS; test_the_fuse_covers_a_whole_run counts them
-ANSWERS: list[Behavior] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
+STEPS = 36  # in a first run of TICKS; test_every_step_of_a_run_is_counted counts them
+RESPONSES: list[Behavior] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
 
 
 @dataclass
@@ -103,28 +103,28 @@ async def test_without_a_fault_every_change_arrives(harness: Harness) -> None:
 async def test_a_kill_loses_and_repeats_nothing(harness: Harness) -> None:
     """One run ends between a commit and its send, one between a send and its removal."""
     for step in (2, 10):
-        assert await harness.run(burn_at=step) == -9
+        assert await harness.run(kill_at=step) == -9
     await harness.end()
 
 
 @pytest.mark.real  # a minute
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 async def test_a_kill_at_any_step_loses_and_repeats_nothing(harness: Harness, step: int) -> None:
-    assert await harness.run(burn_at=step) == -9
+    assert await harness.run(kill_at=step) == -9
     await harness.end()
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("seed", range(5))
-async def test_kills_and_bad_answers_at_random(harness: Harness, seed: int) -> None:
+async def test_kills_and_bad_responses_at_random(harness: Harness, seed: int) -> None:
     rng = random.Random(seed)
 
     def script(_: Request) -> Behavior:
-        return rng.choice(ANSWERS)
+        return rng.choice(RESPONSES)
 
     harness.sqs.http.script = script
     for _ in range(4):
-        await harness.run(burn_at=rng.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
+        await harness.run(kill_at=rng.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
     assert -9 in harness.exits, f"seed {seed} killed nobody"
     await harness.end()
 
@@ -179,6 +179,6 @@ async def test_an_entry_that_fails_alone_holds_up_its_stream_and_nothing_is_over
 
 
 @pytest.mark.real
-async def test_the_fuse_covers_a_whole_run(harness: Harness) -> None:
-    assert await harness.run(burn_at=STEPS + 1) == 0, "STEPS is less than a run has"
+async def test_every_step_of_a_run_is_counted(harness: Harness) -> None:
+    assert await harness.run(kill_at=STEPS + 1) == 0, "STEPS is less than a run has"
     await harness.end()

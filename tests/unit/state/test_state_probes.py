@@ -272,7 +272,7 @@ async def test_a_probe_that_hangs_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("uptime", [None, "", "-1", "1e3", "٣", "9" * 30])
-async def test_an_answer_without_an_uptime_is_not_an_answer_of_a_server(uptime: str | None) -> None:
+async def test_a_response_without_an_uptime_is_not_that_of_a_server(uptime: str | None) -> None:
     """A proxy on the server's port may answer anything; found by `make fuzz`."""
     server = ScriptedServer()
     del server.rows["uptime"]

@@ -1,4 +1,4 @@
-"""A query without an answer is asked again before it counts; a false delay is not a lag."""
+"""A query without a response is asked again before it counts; a false delay is not a lag."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,7 +26,7 @@ TOO_MANY_QUERIES = ClickHouseServerError("status 500", 202)
 UNIX_TIME = "1795460814"
 DELAY = "system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"
 SOURCES = [*queries.FAST, *queries.SLOW, ProbeSource.REPLICAS_STATUS]
-NO_ANSWERS: list[ClickHouseError] = [
+NO_RESPONSES: list[ClickHouseError] = [
     TOO_MANY_QUERIES,
     ClickHouseServerError("status 500", 159),
     ClickHouseServerError("status 500", 241),
@@ -51,8 +51,8 @@ async def poll_until_slow(one: Harness) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("error", NO_ANSWERS, ids=str)
-async def test_one_query_without_an_answer_changes_nothing(
+@pytest.mark.parametrize("error", NO_RESPONSES, ids=str)
+async def test_one_query_without_a_response_changes_nothing(
     one: Harness, source: ProbeSource, error: ClickHouseError
 ) -> None:
     await poll_until_slow(one)
@@ -67,7 +67,7 @@ async def test_one_query_without_an_answer_changes_nothing(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-async def test_two_queries_in_a_row_without_an_answer_count_and_one_answer_clears_them(
+async def test_two_queries_in_a_row_without_a_response_count_and_one_answer_clears_them(
     one: Harness, source: ProbeSource
 ) -> None:
     await poll_until_slow(one)
@@ -98,7 +98,7 @@ async def test_a_slow_query_over_its_limit_is_asked_once_more_and_then_every_min
     assert sum(f"FROM {source}" in sql for sql in one.server.queries) == 3, "70 s"
 
 
-async def test_figures_of_a_query_without_an_answer_stay_for_one_poll_only() -> None:
+async def test_figures_of_a_query_without_a_response_stay_for_one_poll_only() -> None:
     server, clock = ScriptedServer(), FakeClock()
     prober = Prober(server, clock=clock)
     await prober.observe()

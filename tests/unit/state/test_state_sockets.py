@@ -1,4 +1,4 @@
-"""Pings over real sockets: every answer, nobody listening, the gate, a private CA."""
+"""Pings over real sockets: every response, nobody listening, the gate, a private CA."""
 
 import datetime as dt
 import ssl
@@ -39,7 +39,7 @@ PINGS: list[tuple[str, Script, Ping]] = [
 @pytest.mark.parametrize(
     ("script", "ping"), [x[1:] for x in PINGS], ids=[name for name, *_ in PINGS]
 )
-async def test_every_answer_to_a_ping(script: Script, ping: Ping) -> None:
+async def test_every_response_to_a_ping(script: Script, ping: Ping) -> None:
     async with HttpDouble(script) as double, ClickHouse(double.url) as server:
         bounds = PollBounds(ping_seconds=0.2 if ping is Ping.TIMEOUT else 30)
         assert (await Prober(server, clock=FakeClock(), bounds=bounds).observe()).ping is ping
@@ -103,11 +103,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @asynccontextmanager
 async def over_tls(authority: Authority) -> AsyncIterator[str]:
-    async def answer(_: web.Request) -> web.Response:
+    async def respond(_: web.Request) -> web.Response:
         return web.Response(text="Ok.\n")
 
     app = web.Application()
-    app.router.add_get("/ping", answer)
+    app.router.add_get("/ping", respond)
     server = TestServer(app, host="localhost", scheme="https")
     await server.start_server(ssl=authority.server)
     try:

@@ -170,7 +170,7 @@ async def test_kept_bodies_count_once_however_often_they_were_sent(
 ) -> None:
     messages = objects(two_days())
     _, out, _ = run(stored(tmp_path / "objects", messages), "--json")
-    outcomes = [trouble(Reason.TIMEOUT, "no answer"), None, trouble(Reason.REJECTED, "denied")]
+    outcomes = [trouble(Reason.TIMEOUT, "no response"), None, trouble(Reason.REJECTED, "denied")]
     state_dir = await kept_in(tmp_path / "state", messages, outcomes)
     code, found, _ = run(state_dir, "--json")
     assert code == 0

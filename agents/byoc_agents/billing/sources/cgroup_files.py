@@ -232,7 +232,7 @@ def parse_cpu_max(content: bytes) -> int | None:
 
 
 def parse_quota(content: bytes) -> int | None:
-    """Return v1's cpu.cfs_quota_us, where -1 means none. Raises ValueError."""
+    """Return v1's cpu.cfs_quota_us, microseconds per period; None for -1. Raises ValueError."""
     quota = int(_require_match(_QUOTA, content)[1])
     return None if quota < 0 else quota
 

@@ -30,7 +30,9 @@ POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 class Observer(Protocol):
     """The part of `byoc_agents.state.probes.Prober` that `Exporter` needs."""
 
-    async def observe(self) -> StateObservation: ...  # noqa: D102
+    async def observe(self) -> StateObservation:
+        """Poll the server once. A server that does not respond is an observation, not an error."""
+        ...
 
 
 class PolledReplica(msgspec.Struct):

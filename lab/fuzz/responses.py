@@ -1,4 +1,4 @@
-"""Generate the answers of a ClickHouse server, or of something else in its place."""
+"""Generate the responses of a ClickHouse server, or of something else in its place."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from lab.fuzz.harness import Harness
 
 
 def rows(data: bytes) -> None:
-    """Read an answer of status 200: rows, each with every column, or ClickHouseError."""
+    """Read a response of status 200: rows, each with every column, or ClickHouseError."""
     try:
         found = _rows(_Reply(200, 0, data))
     except ClickHouseError:
@@ -29,15 +29,15 @@ def rows(data: bytes) -> None:
     assert len({frozenset(row) for row in found}) <= 1
 
 
-class Answering(ClickHouse):
-    """A server that gives the same answer to every request."""
+class FixedResponse(ClickHouse):
+    """A server that gives the same response to every request."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__("http://127.0.0.1:1")
         self._body = body
 
     async def ping(self) -> None:
-        """Answer."""
+        """Respond."""
 
     async def replicas_status(self) -> bool:
         """Return no lag."""
@@ -49,7 +49,7 @@ class Answering(ClickHouse):
         params: Mapping[str, str] | None = None,  # noqa: ARG002
         settings: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> list[Row]:
-        """Return the answer."""
+        """Return the response."""
         return _rows(_Reply(200, 0, self._body))
 
 
@@ -61,7 +61,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 def probes(data: bytes) -> None:
     """Probe a server: the result is an observation whose figures are numbers."""
-    seen = loop().run_until_complete(Prober(Answering(data), clock=FakeClock()).observe())
+    seen = loop().run_until_complete(Prober(FixedResponse(data), clock=FakeClock()).observe())
     assert seen.ping is Ping.OK
     figures: dict[str, Any] = msgspec.structs.asdict(seen.figures)
     assert all(math.isfinite(value) for value in figures.values() if value is not None)
@@ -69,7 +69,7 @@ def probes(data: bytes) -> None:
 
 def counters(data: bytes) -> None:
     """Read a server's counters: figures that fit their fields, or TargetUnreadableError."""
-    source = ServerSource(Answering(data), FakeClock())
+    source = ServerSource(FixedResponse(data), FakeClock())
     with contextlib.suppress(TargetUnreadableError):
         reading = loop().run_until_complete(source.read())
         assert 0 <= reading.cpu_usec < 2**64
@@ -77,7 +77,7 @@ def counters(data: bytes) -> None:
         assert reading.cpu_limit_millicores is None or reading.cpu_limit_millicores >= 0
 
 
-def answer(pairs: Mapping[str, str]) -> bytes:
+def encode_rows(pairs: Mapping[str, str]) -> bytes:
     """Return (name, value) rows as JSONCompact."""
     meta = [{"name": name, "type": "String"} for name in ("name", "value")]
     return msgspec.json.encode({"meta": meta, "data": list(pairs.items())})
@@ -92,7 +92,7 @@ WORDS = [b'"meta":[', b'"data":[', b"null", b'"UInt64"', b'"nan"', b'"inf"', b"1
          b'"-1"', b"Code: 60. ", b'"LowCardinality(', b'"9"', b'"1_0"', b'"uptime"',
          b'"name"', b'""']  # fmt: skip
 HARNESSES = {
-    "clickhouse-rows": Harness(rows, [TYPED, answer(COUNTERS)], WORDS),
-    "clickhouse-probes": Harness(probes, [answer(MODERN)], WORDS),
-    "clickhouse-counters": Harness(counters, [answer(COUNTERS)], WORDS),
+    "clickhouse-rows": Harness(rows, [TYPED, encode_rows(COUNTERS)], WORDS),
+    "clickhouse-probes": Harness(probes, [encode_rows(MODERN)], WORDS),
+    "clickhouse-counters": Harness(counters, [encode_rows(COUNTERS)], WORDS),
 }

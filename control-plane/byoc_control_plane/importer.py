@@ -182,7 +182,7 @@ def make_parser() -> CommandParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Import the files. Return 0, 1 if anything was refused, 2 if a store does not answer.
+    """Import the files. Return 0, 1 if anything was refused, 2 if a store does not respond.
 
     Raises ConfigError.
     """

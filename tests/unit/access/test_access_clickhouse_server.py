@@ -1,4 +1,4 @@
-"""The statements that the broker sends over HTTP, and what it makes of the answers."""
+"""The statements that the broker sends over HTTP, and what it makes of the responses."""
 
 import datetime as dt
 from collections.abc import AsyncIterator
@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from byoc_agents.access.authority import uri_of_grant
-from byoc_agents.access.clickhouse_admin import MAX_LOG_BYTES, PAGE_ROWS, ClickHouseServer
+from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount, user_of
+from byoc_agents.access.clickhouse_server import MAX_LOG_BYTES, PAGE_ROWS, ClickHouseServer
 from byoc_agents.access.clickhouse_sql import BROKER_USER, Names, Storage
 from byoc_agents.access.errors import ServerError
-from byoc_agents.access.replicas import CollectedLogs, GrantAccount, user_of
 from byoc_agents.clickhouse import Bounds, ClickHouse
 from lab.fakes.access import ClickHouseDouble
 from lab.fakes.core import START_MS
@@ -147,7 +147,7 @@ FAULTS = {
     "a page of a proxy": reply(502, {}, b"<html>"),
     "no HTTP": garbage(),
     "a closed connection": close,
-    "no answer in time": hang,
+    "no response in time": hang,
 }
 
 
@@ -172,7 +172,7 @@ async def test_every_failure_is_one_kind_of_error(
 
 
 @pytest.mark.parametrize("body", [b'{"meta":[],"data":[]}', b'{"meta":[],"data":[[]]}'])
-async def test_an_answer_of_another_form_is_an_error_of_that_server(
+async def test_a_response_of_another_form_is_an_error_of_that_server(
     double: ClickHouseDouble, server: ClickHouseServer, body: bytes
 ) -> None:
     double.http.script = always(reply(200, {}, body))
@@ -185,7 +185,7 @@ async def test_an_answer_of_another_form_is_an_error_of_that_server(
             await call
 
 
-async def test_after_a_lost_answer_the_user_may_exist(
+async def test_after_a_lost_response_the_user_may_exist(
     double: ClickHouseDouble, server: ClickHouseServer
 ) -> None:
     double.http.script = always(lose())
@@ -249,7 +249,7 @@ async def test_a_long_log_is_read_in_pages(
     assert (len(logs.queries.splitlines()), logs.gap) == (2 * count, "")
 
 
-async def test_pages_become_smaller_if_an_answer_is_too_large(
+async def test_pages_become_smaller_if_a_response_is_too_large(
     double: ClickHouseDouble, server: ClickHouseServer
 ) -> None:
     double.query_log[USER] = lines(30, "x" * 100_000)

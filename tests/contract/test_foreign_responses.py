@@ -1,7 +1,7 @@
-"""One table of answers that do not come from the receiver, run over every sink.
+"""One table of responses that do not come from the receiver, run over every sink.
 
 A captive portal, a firewall, a proxy or another server answers in the receiver's place. No such
-answer may count as stored, and none may make a dead letter: the message stays in the spool.
+response may count as stored, and none may make a dead letter: the message stays in the spool.
 """
 
 import base64
@@ -40,7 +40,7 @@ from lab.fakes.http import (
     reset,
 )
 from lab.fakes.s3 import FakeS3, s3_error
-from lab.fakes.sqs import FakeSqs, sqs_answer, sqs_error
+from lab.fakes.sqs import FakeSqs, sqs_error, sqs_response
 
 REGION = "eu-west-1"
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
@@ -196,7 +196,7 @@ def kept(outcome: Outcome) -> bool:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("behavior", "expected"), FOREIGN.values(), ids=FOREIGN)
-async def test_a_foreign_answer_neither_stores_nor_rejects(
+async def test_a_foreign_response_neither_stores_nor_rejects(
     far: tuple[HttpDouble, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
 ) -> None:
     double, sink, place = far
@@ -210,7 +210,7 @@ async def test_a_foreign_answer_neither_stores_nor_rejects(
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("behavior", "expected"), FOREIGN.values(), ids=FOREIGN)
-async def test_a_foreign_answer_after_an_accepted_message_makes_no_dead_letter(
+async def test_a_foreign_response_after_an_accepted_message_makes_no_dead_letter(
     far: tuple[HttpDouble, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
 ) -> None:
     """What the receiver accepted shortly before makes a foreign rejection no more credible."""
@@ -234,7 +234,7 @@ OWN: dict[str, tuple[int, Callable[[Request], Reply], Reason]] = {
     "SQS: rejected": (1, lambda _: sqs_error(400, "InvalidMessageContents"), Reason.REJECTED),
     "SQS: an entry is rejected": (
         1,
-        lambda _: sqs_answer({"Failed": [{"Id": "0", "Code": "InvalidMessageContents"}]}),
+        lambda _: sqs_response({"Failed": [{"Id": "0", "Code": "InvalidMessageContents"}]}),
         Reason.REJECTED,
     ),
     "control plane: stored": (2, stored, Reason.OK),
@@ -252,23 +252,23 @@ OWN: dict[str, tuple[int, Callable[[Request], Reply], Reason]] = {
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(("place", "answer", "reason"), OWN.values(), ids=OWN)
+@pytest.mark.parametrize(("place", "response", "reason"), OWN.values(), ids=OWN)
 async def test_the_receivers_own_form_counts(
     far: tuple[HttpDouble, Sink, int],
     place: int,
-    answer: Callable[[Request], Reply],
+    response: Callable[[Request], Reply],
     reason: Reason,
 ) -> None:
     double, sink, at = far
     if at != place:
         return
-    double.script = lambda request: reply_with(answer(request))
+    double.script = lambda request: reply_with(response(request))
     (outcome,) = await sink.send([EVENT])
     assert outcome.reason is reason
 
 
-def reply_with(answer: Reply) -> Behavior:
-    return reply(answer.status, answer.headers, answer.body)
+def reply_with(response: Reply) -> Behavior:
+    return reply(response.status, response.headers, response.body)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -279,19 +279,19 @@ async def test_the_control_planes_own_rejection_of_one_event_counts(
     if at != list(SINKS).index("https"):
         return
 
-    def answer(request: Request) -> Behavior:
+    def respond(request: Request) -> Behavior:
         delivery = request.headers["webhook-id"]
         if b'"event"' not in request.body:
             return reply_with(stored(request))
         body = {"webhook_id": delivery, "code": "invalid_event"}
         return reply(422, JSON, json.dumps(body).encode())
 
-    double.script = answer
+    double.script = respond
     outcomes = await sink.send([EVENT, OTHER])
     assert [outcome.reason for outcome in outcomes] == [Reason.REJECTED, Reason.OK]
 
 
-# What another program left in the place of a file, instead of an answer.
+# What another program left in the place of a file, instead of a response.
 
 
 def a_directory(root: Path) -> None:

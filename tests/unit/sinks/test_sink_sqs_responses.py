@@ -10,7 +10,7 @@ from aiobotocore.session import AioSession
 
 from byoc_agents.errors import Reason, SendError
 from lab.fakes.http import Behavior, always, close, cut, garbage, hang, raw, reply, reset
-from lab.fakes.sqs import FakeSqs, sqs_answer
+from lab.fakes.sqs import FakeSqs, sqs_response
 from tests.unit.sinks.sqs_sinks import Pair, message, reasons, said, sink_to
 
 JSON = {"content-type": "application/json"}
@@ -25,14 +25,14 @@ async def pair(session: AioSession) -> AsyncIterator[Pair]:
 
 
 def entries(*failed: Mapping[str, Any], ok: tuple[Mapping[str, Any], ...] = ()) -> Behavior:
-    return raw(sqs_answer({"Successful": list(ok), "Failed": list(failed)}).encode())
+    return raw(sqs_response({"Successful": list(ok), "Failed": list(failed)}).encode())
 
 
 def failed(code: str, text: str = "", fault: bool = True) -> Behavior:
     return entries({"Id": "0", "Code": code, "Message": text, "SenderFault": fault})
 
 
-ANSWERS = [
+RESPONSES = [
     ("no queue", said(400, "QueueDoesNotExist"), Reason.NOT_FOUND),
     ("no queue, old", said(400, "AWS.SimpleQueueService.NonExistentQueue"), Reason.NOT_FOUND),
     ("no permission", said(403, "AccessDeniedException"), Reason.FORBIDDEN),
@@ -103,9 +103,9 @@ ANSWERS = [
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("behavior", "reason"), [x[1:] for x in ANSWERS], ids=[x[0] for x in ANSWERS]
+    ("behavior", "reason"), [x[1:] for x in RESPONSES], ids=[x[0] for x in RESPONSES]
 )
-async def test_every_answer_has_one_meaning(pair: Pair, behavior: Behavior, reason: Reason) -> None:
+async def test_each_response_is_a_reason(pair: Pair, behavior: Behavior, reason: Reason) -> None:
     (outcome,) = await pair.send(message("a"), script=always(behavior))
     assert outcome.reason is reason
     assert len(pair.sqs.http.requests) == 1, "one attempt is one request"

@@ -35,7 +35,7 @@ class Pair:
         self.s3 = s3
         self.sink = sink
 
-    async def answer_to(self, behavior: Behavior) -> Outcome:
+    async def respond_to(self, behavior: Behavior) -> Outcome:
         before = len(self.s3.http.requests)
         self.s3.http.script = always(behavior)
         (outcome,) = await self.sink.send([MESSAGE])
@@ -62,7 +62,7 @@ OUR_ETAG = f'"{hashlib.md5(MESSAGE.body, usedforsecurity=False).hexdigest()}"'
 SEALED = {"etag": f'"{"0" * 32}"', "x-amz-request-id": "1"}
 XML = {"content-type": "application/xml"}
 PAGE = {"content-type": "text/html"}
-ANSWERS = [
+RESPONSES = [
     ("412", said(412, "PreconditionFailed"), Reason.ALREADY_STORED),
     ("409", said(409, "ConditionalRequestConflict"), Reason.CONFLICT),
     ("403", said(403, "AccessDenied"), Reason.FORBIDDEN),
@@ -185,10 +185,10 @@ ANSWERS = [
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("behavior", "reason"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS]
+    ("behavior", "reason"), [row[1:] for row in RESPONSES], ids=[row[0] for row in RESPONSES]
 )
-async def test_an_answer_becomes_its_reason(behavior: Behavior, reason: Reason, pair: Pair) -> None:
-    outcome = await pair.answer_to(behavior)
+async def test_each_response_is_a_reason(behavior: Behavior, reason: Reason, pair: Pair) -> None:
+    outcome = await pair.respond_to(behavior)
     assert outcome.reason is reason
     assert isinstance(outcome, Receipt) == (reason in {Reason.OK, Reason.ALREADY_STORED})
 
@@ -196,13 +196,13 @@ async def test_an_answer_becomes_its_reason(behavior: Behavior, reason: Reason, 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("behavior", [hang, lose(hang)], ids=["before", "after it was done"])
 async def test_silence_ends_with_the_read_time_out(behavior: Behavior, hasty: Pair) -> None:
-    outcome = await hasty.answer_to(behavior)
+    outcome = await hasty.respond_to(behavior)
     assert outcome.reason is Reason.TIMEOUT
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_drip_that_never_ends_ends_with_the_attempt(hasty: Pair) -> None:
-    outcome = await hasty.answer_to(drip())
+    outcome = await hasty.respond_to(drip())
     assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "no response within 1.5 s")  # type: ignore[union-attr]
 
 
@@ -216,7 +216,7 @@ async def test_a_port_that_nobody_listens_on_is_a_connection_error(session: AioS
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_wrong_region_is_named_with_ours(pair: Pair) -> None:
-    outcome = await pair.answer_to(said(301, "PermanentRedirect", THERE))
+    outcome = await pair.respond_to(said(301, "PermanentRedirect", THERE))
     assert isinstance(outcome, SendError)
     assert outcome.detail == (
         "301 PermanentRedirect: the bucket is in us-west-2, we are in eu-west-1"
@@ -239,14 +239,14 @@ LONG_AGO = {"date": "Sun, 06 Nov 1994 08:49:37 GMT"}
     ],
 )
 async def test_a_wrong_clock_is_named(pair: Pair, behavior: Behavior, hint: str) -> None:
-    assert hint in str(await pair.answer_to(behavior))
+    assert hint in str(await pair.respond_to(behavior))
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_right_clock_is_not_blamed(pair: Pair) -> None:
     now = {"date": email.utils.formatdate(usegmt=True)}
     for behavior in (said(403, "SignatureDoesNotMatch", now), said(403, "SignatureDoesNotMatch")):
-        assert "clock" not in str(await pair.answer_to(behavior))
+        assert "clock" not in str(await pair.respond_to(behavior))
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -267,14 +267,14 @@ async def test_a_right_clock_is_not_blamed(pair: Pair) -> None:
 async def test_retry_after_is_handed_on(
     headers: dict[str, str], seconds: float | None, pair: Pair
 ) -> None:
-    outcome = await pair.answer_to(said(503, "SlowDown", headers))
+    outcome = await pair.respond_to(said(503, "SlowDown", headers))
     assert isinstance(outcome, SendError)
     assert outcome.retry_after_seconds == seconds
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_unreadable_head_is_held_with_the_readers_own_reason(pair: Pair) -> None:
-    outcome = await pair.answer_to(garbage(b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n"))
+    outcome = await pair.respond_to(garbage(b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n"))
     assert outcome.reason is Reason.BAD_RESPONSE
     assert "unreadable response: " in str(outcome)
     assert "Invalid header" in str(outcome)
@@ -282,19 +282,19 @@ async def test_an_unreadable_head_is_held_with_the_readers_own_reason(pair: Pair
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_redirect_is_followed_to_the_same_host(pair: Pair) -> None:
-    outcome = await pair.answer_to(redirect("/bucket/elsewhere", 308))
+    outcome = await pair.respond_to(redirect("/bucket/elsewhere", 308))
     assert outcome.reason is Reason.REDIRECT
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_error_tells_no_secret(pair: Pair) -> None:
     odd = said(400, "Odd\nsecret-key-of-test?X-Amz-Signature=1" + "x" * 100)
-    outcome = await pair.answer_to(odd)
+    outcome = await pair.respond_to(odd)
     assert isinstance(outcome, SendError)
     assert "\n" not in outcome.detail
     assert len(outcome.detail) < 80
     for behavior in (close, garbage(), said(403, "SignatureDoesNotMatch")):
-        text = repr(await pair.answer_to(behavior))
+        text = repr(await pair.respond_to(behavior))
         assert "secret" not in text
         assert "token-of-test" not in text
         assert MESSAGE.id not in text
