@@ -1,9 +1,10 @@
 """Try to send a byte, or a query to a name server, out of a process past its gate.
 
-`python -m lab.real.ways_out MODE` tries each in the network namespace it is started in, and prints
-one line of JSON per way. MODE is `hook` (the audit hook alone), `kernel` (the seccomp filter alone)
-or `both`. The allowed destination is http://allowed.example:8443; another process is the
-outside, and reports the bytes and queries that reach it.
+`python -m lab.real.ways_out MODE DIRECTORY` tries each in the network namespace it is started in,
+and prints one line of JSON per way. MODE is `hook` (the audit hook alone), `kernel` (the seccomp
+filter alone) or `both`. It prepares that network first, unless the word `prepared` follows. The
+allowed destination is http://allowed.example:8443; another process is the outside, and reports the
+bytes and queries that reach it.
 """
 
 import _socket
@@ -33,6 +34,10 @@ PORT, LOCAL_PORT, DIALED_PORT = 8443, 8123, 7777
 EVIL = (STRANGER, PORT)
 RELAY = "\0byoc-lab-relay"  # an abstract socket: the whole network namespace shares it
 NAMES = {"allowed.example": ALLOWED}
+NETWORK_FILES = {  # of /etc: the outside is the name server
+    "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+    "nsswitch.conf": "hosts: files dns\n",
+}
 QUIET_SECONDS = 0.1  # nothing reached the outside for so long: everything sent has arrived
 
 Way = Callable[[str], Any]  # takes the secret that must not get out
@@ -375,10 +380,7 @@ def prepare_network(directory: Path) -> None:
         ["ip", "address", "add", f"{STRANGER}/32", "dev", "lo"],
     ):
         subprocess.run(command, check=True)
-    for name, text in (
-        ("resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
-        ("nsswitch.conf", "hosts: files dns\n"),
-    ):
+    for name, text in NETWORK_FILES.items():
         file = directory / name
         file.write_text(text)
         subprocess.run(["mount", "--bind", file, f"/etc/{name}"], check=True)
@@ -413,10 +415,9 @@ async def reach_the_allowed() -> None:
             await session.get("http://allowed.example:8443/", timeout=1)  # type: ignore[arg-type]
 
 
-def main(mode: str, directory: str) -> None:
-    """Try all ways."""
+def try_all(mode: str, directory: str) -> None:
+    """Try all ways in a network that is prepared."""
     global outside  # noqa: PLW0603  one for all ways
-    prepare_network(Path(directory))
     outside = Outside()
     sys.path.insert(0, directory)
     Path(directory, "uvloop.py").touch()
@@ -436,4 +437,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "outside":
         stand_outside()
     else:
-        main(*sys.argv[1:])
+        if sys.argv[3:] != ["prepared"]:
+            prepare_network(Path(sys.argv[2]))
+        try_all(*sys.argv[1:3])

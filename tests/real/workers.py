@@ -7,6 +7,7 @@ Engine go to one worker, since it builds the images once.
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 ON_DOCKER = (
+    "test_real_arm64_kernel",
     "test_real_chart_run",
     "test_real_control_plane_image",
     "test_real_docker",

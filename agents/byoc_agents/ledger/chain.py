@@ -367,6 +367,7 @@ class Chain:
             open=flying,
             tree=self._tree,
             max_bytes=self._max_bytes,
+            previous_bytes=self.segments.sizes.get(number - 1, 0),
         )
         content, end, tree = self._link_lines([first])
         self.segments.create(number, content)

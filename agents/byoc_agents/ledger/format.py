@@ -72,7 +72,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SegmentLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
-    """The first line of a file. Files of 0.1.0 do not have the fields `tree` and `max_bytes`."""
+    """The first line of a file. Files of 0.1.0 do not have the last three fields."""
 
     format: int
     version: str  # of byoc-agents
@@ -80,6 +80,7 @@ class SegmentLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="segmen
     open: tuple[int, ...]  # intents of earlier files without an outcome yet
     tree: TreeHead | None = None  # over all lines before this one since the first such field
     max_bytes: int = 0  # the bound while this file is written
+    previous_bytes: int = 0  # of the lines and bodies of the file before this one; 0 = unknown
 
 
 class LedgerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -406,7 +406,9 @@ class _Bound:
     """Counts what the ledger holds, to judge whether a removal was needed to stay within it.
 
     The writer removes a file only if the bytes in use and those of the next write exceed the bound.
-    So the files that are left, the removed one and the largest write are never below the bound.
+    So the files that are left, the removed one and the largest write are never below the bound. The
+    size of the removed one is in the line about it and in the first line of the next file, which
+    was written before.
     """
 
     def __init__(self, lowest: int) -> None:
@@ -416,11 +418,16 @@ class _Bound:
         self._longest_line = 0
         self._most_kept = 0  # bytes of the bodies that one intent keeps
         self._kept: set[str] = set()  # bodies of the current file
+        self._previous_bytes: dict[int, int] = {}  # of files, as the first line of the next states
         self._removed: dict[int, tuple[str, RemovedLine, int, int]] = {}
 
     def begin_file(self, line: SegmentLine) -> None:
-        """Note the bound that a file states. A lower one is not believed."""
+        """Note the bound that a file states, and the size of the file before it.
+
+        A lower bound is not believed.
+        """
         self._kept.clear()
+        self._previous_bytes[line.segment - 1] = line.previous_bytes
         self._max_bytes = max(self._max_bytes, line.max_bytes)
 
     def add(self, size: int) -> None:
@@ -452,7 +459,8 @@ class _Bound:
             place, line, left, bound = self._removed.get(number - 1, ("", None, 0, 0))
             write = GROUP_LINES * (self._longest_line + LINK_BYTES)
             write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
-            if line and left + min(line.bytes, bound // SEGMENTS + write) + write < bound:
+            most = self._previous_bytes.get(number - 1) or bound // SEGMENTS + write
+            if line and left + min(line.bytes, most) + write < bound:
                 what = (
                     f"states that file {line.segment} was removed, and only {left} bytes were left"
                 )

@@ -160,14 +160,27 @@ def _sends(record: Mapping[str, Any], by_message_id: Mapping[str, Key]) -> Itera
         yield TrailSend(key, _time_ms(record), f"{about} {key.place}/{key.id} {event}")
         return
     queue = urlsplit(str(request.get("queueUrl", ""))).path
-    entries = request.get("entries") or [request]
-    responses = {str(one.get("id")): one for one in response.get("successful") or ()}
-    for entry in entries:
-        ended = responses.get(str(entry.get("id"))) or response
+    for entry, ended in _entries(str(record["eventName"]), request, response):
         message_id = str(ended.get("messageId", ""))
         dedup_id = str(entry.get("messageDeduplicationId", ""))
         key = by_message_id.get(message_id) or Key(queue, dedup_id or message_id)
         yield TrailSend(key, _time_ms(record), f"{about} {queue} {key.id} {event}")
+
+
+def _entries(
+    name: str, request: Mapping[str, Any], response: Mapping[str, Any]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the request and the response of each message of an event, {} if one is not there.
+
+    An event is one request: a batch has its messages in `entries`, and those that the queue
+    accepted in `successful`. CloudTrail leaves out parameters that are too long.
+    """
+    if name == "SendMessage":
+        return [(request, response)]
+    entries = {str(one.get("id")): one for one in request.get("entries") or ()}
+    accepted = {str(one.get("id")): one for one in response.get("successful") or ()}
+    ids = [*entries, *(id_ for id_ in accepted if id_ not in entries)]
+    return [(entries.get(id_, {}), accepted.get(id_, {})) for id_ in ids] or [({}, {})]
 
 
 # Files.

@@ -69,6 +69,8 @@ FOREIGN_BASE = (
     "bookworm",
 )
 EMULATOR = "usr/bin/qemu-aarch64-static"
+MACHINE_PACKAGES = ("qemu-system-arm",)
+FOREIGN_KERNEL = "linux-image-cloud-arm64"  # Debian's kernel for virtual machines
 PEER_PACKAGES = (
     "collectd-core",
     "libyajl2",  # of its write_http, as is the next one
@@ -201,6 +203,22 @@ def emulator() -> Path:
     return _unpacked("qemu", ("qemu-user-static",), CACHE / "qemu-archives") / EMULATOR
 
 
+def machine_emulator() -> Path:
+    """Return a directory with Debian's emulator of whole machines for arm64 unpacked."""
+    return _unpacked("qemu-system", MACHINE_PACKAGES, CACHE / "qemu-system-archives")
+
+
+def foreign_kernel() -> Path:
+    """Return the newest kernel for arm64 of Debian 12, whose hash apt has verified."""
+    place = CACHE / "kernel-arm64"
+    with _once(place, FOREIGN_KERNEL) as missing:
+        if missing:
+            place.mkdir()
+            _unpack_of_suite(place, "bookworm", "arm64", FOREIGN_KERNEL, depends="linux-image-")
+    (kernel,) = (place / "boot").glob("vmlinuz-*")
+    return kernel
+
+
 def registry() -> Path:
     """Return a directory with Debian's container registry and skopeo unpacked."""
     return _unpacked("registry", REGISTRY_PACKAGES, CACHE / "registry-archives")
@@ -212,31 +230,39 @@ def cosign() -> Path:
     with _once(place, "trixie") as missing:
         if missing:
             place.mkdir()
-            _download_of_trixie(place, "cosign")
-            (archive,) = place.glob("*.deb")
-            _run(["dpkg", "-x", str(archive), str(place)])
-            archive.unlink()
+            _unpack_of_suite(place, "trixie", "amd64", "cosign")
     return place / "usr/bin/cosign"
 
 
-def _download_of_trixie(place: Path, package: str) -> None:
-    """Fetch a package of Debian 13 from the mirror of this Debian 12, with separate lists."""
+def _unpack_of_suite(
+    place: Path, suite: str, architecture: str, package: str, *, depends: str = ""
+) -> None:
+    """Unpack a package from the mirror of this Debian 12, with separate lists.
+
+    With `depends`, unpack the dependency whose name starts so: `package` then names the newest one.
+    """
     targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
     lines = [line.split() for line in _run(targets).splitlines()]
     mirrors = [line[1] for line in lines if line[0] == "bookworm"]
     if not mirrors:
         raise PartError(f"{package}: expected a source of bookworm in apt's configuration")
-    (place / "lists/partial").mkdir(parents=True)
-    (place / "sources.list").write_text(f"deb {mirrors[0]} trixie main\n")
+    apt = place / "apt"
+    (apt / "lists/partial").mkdir(parents=True)
+    (apt / "sources.list").write_text(f"deb {mirrors[0]} {suite} main\n")
     options = [
-        *("-o", f"Dir::Etc::SourceList={place}/sources.list", "-o", "Dir::Etc::SourceParts=-"),
-        *("-o", f"Dir::State::Lists={place}/lists", "-o", f"Dir::Cache={place}"),
+        *("-o", f"Dir::Etc::SourceList={apt}/sources.list", "-o", "Dir::Etc::SourceParts=-"),
+        *("-o", f"Dir::State::Lists={apt}/lists", "-o", f"Dir::Cache={apt}"),
+        *("-o", f"APT::Architecture={architecture}", "-o", f"APT::Architectures={architecture}"),
         *("-o", "APT::Sandbox::User=root"),
     ]
     _run(["apt-get", "-qq", *options, "update"])
-    _run(["apt-get", "-qq", *options, "download", package], place)
-    for lists in (place / "lists", *place.glob("*.bin")):
-        shutil.rmtree(lists) if lists.is_dir() else lists.unlink()
+    if depends:
+        names = _run(["apt-cache", *options, "depends", "--important", package]).split()
+        (package,) = [one for one in names if one.startswith(depends) and one != package]
+    _run(["apt-get", "-qq", *options, "download", package], apt)
+    (archive,) = apt.glob("*.deb")
+    _run(["dpkg", "-x", str(archive), str(place)])
+    shutil.rmtree(apt)
 
 
 def actionlint() -> Path:
@@ -418,6 +444,8 @@ def main() -> int:
         "Docker Engine, a base image": base_image,
         "a base image for arm64": foreign_base_image,
         "qemu-user": emulator,
+        "qemu-system": machine_emulator,
+        "a kernel for arm64": foreign_kernel,
         "a container registry, skopeo": registry,
         "cosign": cosign,
         "actionlint": actionlint,

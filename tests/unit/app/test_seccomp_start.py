@@ -27,22 +27,16 @@ sys.exit(main())
 # A kernel that refuses seccomp(2), as one without CONFIG_SECCOMP_FILTER does. The parent's own
 # filter answers for it; it is put on with prctl(2).
 REFUSED_BY_KERNEL = f"""
-import ctypes, os, sys
+import os, sys
 from byoc_agents.egress import seccomp
+from lab.seccomp_probes import install_program
 machine = seccomp.MACHINES[os.uname().machine]
-steps = (
+install_program([
     seccomp.Instruction(seccomp.LOAD, 0, 0, seccomp.NUMBER),
     seccomp.Instruction(seccomp.JUMP_EQUAL, 0, 1, machine.seccomp),
     seccomp.Instruction(seccomp.RETURN, 0, 0, seccomp.ERRNO | seccomp.ENOSYS),
     seccomp.Instruction(seccomp.RETURN, 0, 0, seccomp.ALLOW),
-)
-class Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
-program = Program(len(steps), b"".join(map(bytes, steps)))
-prctl = ctypes.CDLL(None).prctl
-zero = ctypes.c_ulong(0)
-assert prctl(seccomp.PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) == 0
-assert prctl(22, ctypes.c_ulong(2), ctypes.byref(program), zero, zero) == 0  # PR_SET_SECCOMP
+])
 os.execv(sys.executable, {MODULE!r})
 """
 REFUSALS = [

@@ -226,3 +226,28 @@ def test_a_ledger_goes_on_in_a_new_file_if_its_bound_is_another(tmp_path: Path) 
     assert len(files(tmp_path)) == 2
     assert checked(tmp_path).ok
     assert lines(tmp_path)[0].sequence == 0
+
+
+def test_a_removal_that_overstates_the_size_of_its_file_is_found(tmp_path: Path) -> None:
+    """Another bound ended the first file early. Without it an eighth of the bound is free."""
+    run(tmp_path, 2, max_bytes=2 * BOUND)
+    kept = run(tmp_path, 325, first=2)
+    free = BOUND - sum(path.stat().st_size for path in files(tmp_path))
+    assert files(tmp_path)[0].stat().st_size < 10_000
+    assert BOUND // 10 < free < BOUND // 8
+    forge_removal(tmp_path)
+    kept += run(tmp_path, 1, first=500)
+    (problem,) = checked(tmp_path, heads="\n".join(kept)).problems
+    assert "states that file 1 was removed" in problem
+    assert "did not require it" in problem
+
+
+def test_a_rotation_of_a_file_that_ended_early_is_no_forgery(tmp_path: Path) -> None:
+    run(tmp_path, 2, max_bytes=2 * BOUND)
+    run(tmp_path, 325, first=2)
+    sends = 500
+    while files(tmp_path)[0].name == "ledger-000001.jsonl":
+        run(tmp_path, 5, first=sends)
+        sends += 5
+        assert checked(tmp_path).problems == []
+    assert len(files(tmp_path)) > 2

@@ -183,6 +183,89 @@ def test_messages_are_matched_by_their_deduplication_id_and_in_batches(
     assert verify(capsys, state_dir, records([*others, batch]))[0] == 1
 
 
+def batch_sent(hour: float, entries: dict[str, str]) -> Event:
+    """Return the one event of a request with several messages: id -> MessageId, "" = failed."""
+    hidden = {"messageBody": "HIDDEN_DUE_TO_SECURITY_REASONS", "messageGroupId": "g"}
+    failed = {"senderFault": False, "code": "InternalError", "message": "try again"}
+    places = {id_: str(place) for place, id_ in enumerate(entries)}
+    return event("sqs.amazonaws.com", "SendMessageBatch", hour) | {
+        "requestParameters": {
+            "queueUrl": QUEUE,
+            "entries": [
+                {"id": place, "messageDeduplicationId": id_, **hidden}
+                for id_, place in places.items()
+            ],
+        },
+        "responseElements": {
+            "successful": [
+                {"id": places[id_], "messageId": message_id, "mD5OfMessageBody": "0" * 32}
+                for id_, message_id in entries.items()
+                if message_id
+            ],
+            "failed": [
+                {"id": places[id_], **failed}
+                for id_, message_id in entries.items()
+                if not message_id
+            ],
+        },
+        "requestID": f"request-{hour}",
+        "readOnly": False,
+        "resources": [{"type": "AWS::SQS::Queue", "ARN": "arn:aws:sqs:eu-west-1:4:state.fifo"}],
+        "eventType": "AwsApiCall",
+        "managementEvent": False,
+        "eventCategory": "Data",
+    }
+
+
+async def send_batches(directory: Path) -> None:
+    """Send three messages in one request, of which the queue refuses the last; send it again."""
+    clock = FakeClock()
+    path = directory / "state-exporter" / "ledger"
+    messages = [Message(f"id-{n}", "t", b"{}", created_at_ms=0, group="g") for n in range(3)]
+    accepted = [Receipt(Reason.OK, 200, f"message-{n}") for n in range(3)]
+    refused = SendError(Reason.SERVER_ERROR, "InternalError")
+    attempts: list[tuple[list[Message], list[Receipt | SendError]]] = [
+        (messages, [*accepted[:2], refused]),
+        (messages[2:], [accepted[2]]),
+    ]
+    async with FileLedger(path, clock=clock, max_bytes=1 << 20, disk=QuickDisk()) as ledger:
+        for batch, outcomes in attempts:
+            line = await ledger.intent(QUEUE.replace("https:", "sqs:"), batch)
+            await ledger.receipt(line, batch, outcomes)
+            await clock.advance(3600)
+
+
+def without_parameters(record: Event) -> Event:
+    return record | {"requestParameters": {"omitted": True, "reason": "too long"}}
+
+
+@pytest.mark.parametrize(
+    ("batch", "problem"),
+    [
+        (batch_sent(0, {"id-0": "message-0", "id-1": "message-1", "id-2": ""}), ""),
+        (
+            batch_sent(0, {"id-0": "message-0", "id-1": "message-1", "id-2": "", "id-9": "other"}),
+            "2026-11-23T12:00:01Z SendMessageBatch /444455556666/state.fifo id-9 (event",
+        ),
+        (
+            batch_sent(0, {"id-0": "message-0", "id-2": ""}),
+            "in the ledger, not in the trail: 2026-11-23T12:00:00.000Z state-exporter",
+        ),
+        (without_parameters(batch_sent(0, {"id-0": "message-0", "id-1": "message-1"})), ""),
+        (without_parameters(batch_sent(0, {"id-0": ""})), "in the trail, not in the ledger"),
+    ],
+    ids=["agrees", "one more", "one missing", "only the response", "nothing to compare"],
+)
+def test_a_batch_is_one_event_with_a_message_per_entry(
+    batch: Event, problem: str, tmp_path: Path, capsys: Output
+) -> None:
+    asyncio.run(send_batches(tmp_path / "state"))
+    again = batch_sent(1, {"id-2": "message-2"})
+    code, out = verify(capsys, tmp_path / "state", records([batch, again, *ends()]))
+    assert code == (1 if problem else 0)
+    assert problem in out
+
+
 def test_only_the_time_that_both_cover_is_compared(
     state_dir: Path, trail: list[Event], capsys: Output
 ) -> None:
