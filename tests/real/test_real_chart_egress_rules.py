@@ -13,8 +13,8 @@ import yaml
 
 from lab.real.chart import reference, render
 from lab.real.chart.altinity_operator import build_pod_spec, find_problems
-from lab.real.chart.pods import Pod, environment, pods, printed_pod
-from lab.real.parts import helm
+from lab.real.chart.pods import Pod, as_manifest, environment, pods, printed_pod
+from lab.real.parts import helm, manifests
 
 CI, ALTINITY = render.CHART / "ci", render.CHART / "examples" / "altinity"
 NAME = "byoc-egress-rules"
@@ -146,6 +146,13 @@ def test_the_container_is_all_that_is_added(example: str, tmp_path: Path) -> Non
         added = pod.spec["initContainers"].pop(0)
         assert second == first
     assert added["name"] == NAME
+
+
+@pytest.mark.parametrize("example", ["default", "altinity", "bitnami"])
+def test_kubernetes_knows_every_field(example: str, tmp_path: Path) -> None:
+    values, _ = write(tmp_path, example, {})
+    (mistake,) = manifests.mistakes([(render.NEW, as_manifest(pod_of(values)))])
+    assert not mistake
 
 
 def test_only_that_container_has_rights_and_only_over_the_network(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,8 @@ from lab.real.chart import render
 from lab.real.chart.pods import pods
 from lab.real.netlab.namespaces import Namespace, run
 from lab.real.netlab.pair import HELLO, OTHER, POD, RESOLVER, S3, SQS, pair
+from lab.real.parts import docker
+from lab.real.parts.docker import BASE, Container, Engine
 from lab.real.parts.process import PartError
 
 pytestmark = pytest.mark.real
@@ -27,7 +32,7 @@ SETTINGS = {
     "BYOC_ORGANIZATION_ID": "org-1",
     "BYOC_SERVICE_ID": "svc-1",
     "BYOC_REGION": "eu-central-1",
-    "BYOC_BILLING_BUCKET": "vendor-usage",
+    "BYOC_BILLING_BUCKET": "vendor-usage-eu-central-1",
     "BYOC_STATE_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/444455556666/state.fifo",
 }
 CIDRS = {
@@ -313,7 +318,7 @@ def test_rules_can_be_loaded_again_and_leave_open_connections_alone(
 
 
 def test_what_the_kernel_has_is_checked_against_the_settings(
-    pod: Namespace, command: Command, tmp_path: Any
+    pod: Namespace, command: Command, tmp_path: Path
 ) -> None:
     """The listing of nft itself, with its own spelling and counters."""
     load(pod, command.rules("s3", "10.0.4.9/32"))
@@ -364,6 +369,59 @@ def test_the_init_container_of_the_chart_loads_them_with_one_capability(pod: Nam
     attempts = [("tcp", SQS[family], 443) for family in FAMILIES]
     assert attempt(pod, CLICKHOUSE, *attempts) == ["ECONNREFUSED"] * 2
     assert attempt(pod, DAEMON, *attempts) == ["reached"] * 2
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Give an engine with an image that has nft and its libraries, and nothing else."""
+    archive = tmp_path_factory.mktemp("image") / "nft.tar"
+    nft = str(shutil.which("nft"))
+    linked = re.findall(r"(/\S+) \(0x", run("ldd", nft))
+    with tarfile.open(archive, "w", dereference=True) as tar:
+        for path in (nft, *linked):
+            tar.add(path, path.lstrip("/"))
+    with docker.engine() as found:
+        found.output("import", str(archive), IMAGE)
+        yield found
+
+
+IMAGE = "byoc-test/nft:1"
+
+
+def options_of(container: dict[str, Any], pause: Container) -> dict[str, str]:
+    """Return the options of Docker that equal the rendered container's rights and limits."""
+    asked = dict(container["securityContext"])
+    rights = asked.pop("capabilities")
+    assert asked == {
+        "runAsNonRoot": False,
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "seccompProfile": {"type": "RuntimeDefault"},  # which Docker's own profile is
+    }
+    found = {"--network": f"container:{pause.id}", "--user": "0:0", "--read-only": "true"}
+    found |= {"--security-opt": "no-new-privileges", "--cap-drop": ",".join(rights["drop"])}
+    memory = container["resources"]["limits"]["memory"]
+    return found | {"--cap-add": ",".join(rights["add"]), "--memory": memory.removesuffix("i")}
+
+
+def test_a_container_runtime_runs_it_with_its_rights_and_limits(
+    engine: Engine, command: Command, tmp_path: Path
+) -> None:
+    """In the network namespace of the pod's sandbox, whose rules then outlive the container."""
+    container = rendered()
+    words = [*container["command"], *container["args"]]
+    with engine.run(BASE, "sleep", "3600", options=("--network=none",)) as pause:
+        given = options_of(container, pause)
+        for changed, code in (({"--cap-add": ""}, 1), ({}, 0)):
+            flags = [f"{name}={value}" for name, value in (given | changed).items() if value]
+            with engine.run(IMAGE, *words, options=flags) as made:
+                assert made.wait() == code, made.logs()
+        listed = tmp_path / "listed"
+        inside = ("nsenter", f"--net=/proc/{pause.pid}/ns/net", "nft", "list", "ruleset")
+        listed.write_text(run(*inside))
+    assert command(f"--check={listed}") == (0, "")
 
 
 def test_what_the_page_says_is_not_covered(pod: Namespace, command: Command) -> None:
