@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from lab.real.chart.pods import Pod, as_manifest, environment, pods, printed_pod
 from lab.real.parts import helm, manifests
 
 CI, ALTINITY = render.CHART / "ci", render.CHART / "examples" / "altinity"
+PAGE = render.CHART.parents[1] / "docs" / "install-kubernetes.md"
 NAME = "byoc-egress-rules"
 DIGEST = f"registry.example.com/nft@sha256:{'a' * 64}"
 PRINT = (sys.executable, "-m", "byoc_agents.app.cli", "policy", "egress-rules")
@@ -129,6 +131,28 @@ def test_the_rules_are_those_that_the_command_prints(
     checked = command(given, pod, "--check=-", given=first["args"][0])
     assert checked == (0, "")
     assert command(given, pod, "--check=-", "--also=0.0.0.0/0", given=first["args"][0])[0] == 1
+
+
+def test_the_page_of_the_installation_compares_a_pod_with_its_settings(tmp_path: Path) -> None:
+    """Its values, with those of its section on these rules, and its command."""
+    page = PAGE.read_text()
+    section = page.partition("\n## Rules by uid\n")[2].partition("\n## ")[0]
+    block, command = re.findall(r"^```\n(.+?)^```", section, re.MULTILINE | re.DOTALL)
+    usual = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump(merged(usual, yaml.safe_load(block))))
+    rules = pod_of(values).spec["initContainers"][0]["args"][0]
+    words = shlex.split(command.partition("byoc-agents ")[2].replace("\\\n", ""))
+    for flags, code in ((words, 0), ([*words, "--also=sqs"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "byoc_agents.app.cli", *flags],
+            env={"PATH": os.environ["PATH"]} | dict(re.findall(r"\b(BYOC_\w+)=(\S+)", page)),
+            input=rules,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, not done.stdout) == (code, code == 0), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("example", ["default", "altinity", "bitnami"])
