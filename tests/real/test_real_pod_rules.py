@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from lab.real.chart import render
 from lab.real.chart.pods import pods
 from lab.real.netlab.namespaces import Namespace, run
 from lab.real.netlab.pair import HELLO, OTHER, POD, RESOLVER, S3, SQS, pair
-from lab.real.parts import docker
+from lab.real.parts import docker, nft
 from lab.real.parts.docker import BASE, Container, Engine
 from lab.real.parts.process import PartError
 
@@ -375,17 +373,10 @@ def test_the_init_container_of_the_chart_loads_them_with_one_capability(pod: Nam
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Give an engine with an image that has nft and its libraries, and nothing else."""
     archive = tmp_path_factory.mktemp("image") / "nft.tar"
-    nft = str(shutil.which("nft"))
-    linked = re.findall(r"(/\S+) \(0x", run("ldd", nft))
-    with tarfile.open(archive, "w", dereference=True) as tar:
-        for path in (nft, *linked):
-            tar.add(path, path.lstrip("/"))
+    nft.write_layer(archive)
     with docker.engine() as found:
-        found.output("import", str(archive), IMAGE)
+        found.output("import", str(archive), nft.IMAGE)
         yield found
-
-
-IMAGE = "byoc-test/nft:1"
 
 
 def options_of(container: dict[str, Any], pause: Container) -> dict[str, str]:
@@ -416,7 +407,7 @@ def test_a_container_runtime_runs_it_with_its_rights_and_limits(
         given = options_of(container, pause)
         for changed, code in (({"--cap-add": ""}, 1), ({}, 0)):
             flags = [f"{name}={value}" for name, value in (given | changed).items() if value]
-            with engine.run(IMAGE, *words, options=flags) as made:
+            with engine.run(nft.IMAGE, *words, options=flags) as made:
                 assert made.wait() == code, made.logs()
         listed = tmp_path / "listed"
         inside = ("nsenter", f"--net=/proc/{pause.pid}/ns/net", "nft", "list", "ruleset")
