@@ -205,11 +205,11 @@ def socket(directory: Path) -> Path:
     return directory / "containerd.sock"
 
 
-def import_images(directory: Path) -> None:
-    """Load all images into containerd, where the kubelet looks for them."""
+def import_images(directory: Path, archive: Path | None = None) -> None:
+    """Load all images, or those of an archive, into containerd, which the kubelet asks."""
     command = ["ctr", f"--address={socket(directory)}", "--namespace=k8s.io", "images", "import"]
     settings = [f"{name}={value}" for name, value in parts.environment().items()]
-    install._run(["env", *settings, *command, str(parts.image_archive())])
+    install._run(["env", *settings, *command, str(archive or parts.image_archive())])
 
 
 def programs() -> dict[str, Path]:

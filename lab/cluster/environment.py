@@ -44,7 +44,7 @@ RESTRICTED_CONTAINER = {
 }
 DAEMONS = {"billing-scraper", "state-exporter", "alert-forwarder"}
 RECEIVER = ("__init__", "receiver")  # the modules that it is made of
-VOLUMES = 24
+VOLUMES = 28
 RESOLVER_SCRIPT = Path(__file__).with_name("resolver.py")
 
 

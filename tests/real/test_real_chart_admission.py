@@ -91,6 +91,16 @@ def test_a_pod_that_is_not_restricted_is_noticed() -> None:
     assert "hostPID" in find_violations(loose)
 
 
+def test_restricted_forbids_the_container_of_the_egress_rules_and_no_other() -> None:
+    """It loads rules as root, so it is off unless it is asked for."""
+    rules = "enabled=true,image=registry.example.com/nft:1,dns[0]=10.96.0.10/32"
+    flags = ",".join(f"sidecars.egressRules.{one}" for one in rules.split(","))
+    documents = render.manifests(CI / "default-values.yaml", "--set", flags)
+    found = [problem for one in pods(documents) for problem in find_violations(one.spec)]
+    forbidden = ("capabilities", "runAsNonRoot", "runAsUser")
+    assert found == [f"byoc-egress-rules: {one}" for one in forbidden]
+
+
 def test_openshifts_restricted_v2_sets_the_ids_itself() -> None:
     """Its range is the namespace's: a uid, gid or fsGroup of the chart's would be refused."""
     for owner, spec in specs(CI / "openshift-values.yaml"):

@@ -17,7 +17,15 @@ from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, ip_literal, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
-from byoc_agents.policy import account_checks, cilium, iam, kubernetes, stack, union
+from byoc_agents.policy import (
+    account_checks,
+    cilium,
+    iam,
+    kubernetes,
+    pod_rules,
+    stack,
+    union,
+)
 from byoc_agents.policy import aws as amazon
 from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
@@ -67,7 +75,9 @@ COMMANDS = {
     "stack": PolicyCommand(
         stack.stack, "yaml", "role and endpoints of the customer: CloudFormation or Terraform"
     ),
-    "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
+    "egress-rules": PolicyCommand(
+        rules.egress_rules, "text", "nftables, --uid: of a pod; json: security group"
+    ),
 }
 EPILOG = (
     "without settings: "
@@ -124,13 +134,10 @@ def main(argv: Sequence[str]) -> int:
     form = _form(asked)
     facts = facts_of(_configure(asked))
     options = _options(asked, facts)
-    rendered = COMMANDS[asked.command].render(facts, options)
+    render = pod_rules.pod_rules if options.uids else COMMANDS[asked.command].render
+    rendered = render(facts, options)
     if asked.check:
-        found, notes = (
-            (stack.check_stack(asked.check, facts, options), [])
-            if asked.command == "stack"
-            else _check(asked, rendered, facts, options)
-        )
+        found, notes = _check(asked, rendered, facts, options)
         sys.stdout.write(_report(asked, found))
     else:
         found = []
@@ -218,15 +225,25 @@ def _check(
     asked: argparse.Namespace, rendered: Rendered, facts: Facts, options: Options
 ) -> tuple[list[PolicyFinding], list[str]]:
     """Return the findings about a manifest, and notes. Raises ConfigError if it is unreadable."""
+    if asked.command == "stack":
+        return stack.check_stack(asked.check, facts, options), []
+    if options.uids:
+        return pod_rules.check_pod_rules(rendered, _read(asked.check)), []
+    return _check_document(asked, rendered, facts, options)
+
+
+def _check_document(
+    asked: argparse.Namespace, rendered: Rendered, facts: Facts, options: Options
+) -> tuple[list[PolicyFinding], list[str]]:
     path = asked.check
     if open_points := sorted(set(re.findall(r"<[A-Z_]+>", str(rendered.document)))):
         raise ConfigError([f"--check: expected options for {', '.join(open_points)}"])
     try:
-        given = documents(sys.stdin.read() if path == "-" else Path(path).read_text(), path)
+        given = documents(_read(path), path)
     except DuplicateKeyError as error:
         return [PolicyFinding(path, str(error), "each key once")], []
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
+    except ValueError as error:
+        raise _unreadable(path, error) from error
     document = matching(rendered.document, given)
     if document is None:
         unnamed = COMMANDS[asked.command].aws and len(given) > 1
@@ -254,6 +271,18 @@ def _check(
         found.append(NO_NAMESPACE)
     found += union.judge_metadata(document, options) + union.judge_others(document, given, pod)
     return found, []
+
+
+def _read(path: str) -> str:
+    """Return a manifest's text. Raises ConfigError."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ConfigError:
+    return ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"])
 
 
 def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
@@ -290,6 +319,10 @@ def _check_forms(asked: argparse.Namespace) -> None:
         wrong.append("--issuer: expected together with --trust web-identity")
     if asked.account and not asked.tenants:
         wrong.append("--account: invalid without --tenants: expected both")
+    if asked.uid and asked.command != "egress-rules":
+        wrong.append(f"--uid: invalid with {asked.command}: expected egress-rules")
+    if asked.also and not asked.uid:
+        wrong.append("--also: invalid without --uid: expected both")
     if asked.tailnet and asked.command != "table":
         wrong.append(f"--tailnet: invalid with {asked.command}: expected table")
     if wrong:
@@ -327,6 +360,8 @@ def _options(asked: argparse.Namespace, facts: Facts) -> Options:
         audience=asked.audience or usual.audience,
         cluster_arn=asked.cluster_arn,
         service_account=asked.service_account,
+        uids=_uids(asked.uid),
+        also=tuple(_cidr(name, "--also") if "/" in name else name for name in asked.also),
         tailnet=asked.tailnet,
     )
 
@@ -366,6 +401,7 @@ def make_parser() -> CommandParser:
         ("--audience", "NAME", "of the pod's token; byoc-agents if not given"),
         ("--cluster-arn", "ARN", "the EKS cluster, for --trust pod-identity"),
         ("--service-account", "NAMESPACE/NAME[,NAME]", "of the pods, for --trust"),
+        ("--uid", "UID[,UID]", "of the daemons, in egress-rules for a pod with other containers"),
     ):
         parser.add_argument(flag, metavar=metavar, default="", help=meaning)
     _add_choices(parser)
@@ -406,6 +442,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         )
     for flag, metavar, meaning in (
         ("--dns", "CIDR", "more resolvers; nodelocal = NodeLocal DNSCache, openshift = its own"),
+        ("--also", "NAME", "with --uid: a kind, host or CIDR that the other containers reach too"),
         ("--account", "ID", "a customer's account, for --tenants; may be repeated"),
         ("--accept", "NAME", "a policy of another owner that --check accepts; may be repeated"),
     ):
@@ -450,6 +487,14 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and sign and value):
         raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected NAME=VALUE")
     return name, value
+
+
+def _uids(text: str) -> tuple[int, ...]:
+    """Return the uids of --uid. 0 is not one: root may change the rules."""
+    found = text.split(",") if text else []
+    if wrong := [one for one in found if not re.fullmatch(r"[1-9]\d{0,8}", one, re.ASCII)]:
+        raise ConfigError([f"--uid: invalid value {wrong[0]!r}: expected numbers from 1 on"])
+    return tuple(dict.fromkeys(map(int, found)))
 
 
 def _cidr(text: str, flag: str = "--cidr") -> str:

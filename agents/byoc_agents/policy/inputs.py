@@ -89,6 +89,8 @@ class Options:
     audience: str = "byoc-agents"  # of the token that the chart mounts for our containers only
     cluster_arn: str = ""
     service_account: str = ""  # namespace/name, or namespace/name,name
+    uids: tuple[int, ...] = ()  # of the daemons in a pod with other containers
+    also: tuple[str, ...] = ()  # kinds, hosts or CIDRs that the pod's other uids reach too
     tailnet: str = ""  # relay or direct: the table has the rows of the chart's tailnet too
 
 

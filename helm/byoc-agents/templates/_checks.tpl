@@ -62,6 +62,7 @@
 {{- if and (has $v.clickhouse.owner (list "chart" "altinity")) (not (regexMatch "@sha256:[0-9a-f]{64}$" $v.clickhouse.image)) -}}{{- $wrong = append $wrong (printf "clickhouse.image: %s has no digest, which image.requireDigest requires; expected NAME@sha256:DIGEST" $v.clickhouse.image) -}}{{- end -}}
 {{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
+{{- if $v.sidecars.egressRules.enabled -}}{{- $wrong = concat $wrong (include "byoc-agents.egressRulesChecks" . | fromJsonArray) -}}{{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.tailnetChecks" . | fromJsonArray) -}}
 {{- $wrong = concat $wrong (include "byoc-agents.claimChanges" . | fromJsonArray) -}}
 {{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
@@ -93,6 +94,33 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- toJson $wrong -}}
+{{- end -}}
+
+{{/* Mistakes in sidecars.egressRules, and values with which the rules cannot hold what they state. */}}
+{{- define "byoc-agents.egressRulesChecks" -}}
+{{- $v := .Values -}}
+{{- $given := $v.sidecars.egressRules -}}
+{{- $wrong := list -}}
+{{- $roles := include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray -}}
+{{- if not $roles -}}{{- $wrong = append $wrong "sidecars.egressRules: no daemon is a sidecar; expected enabled: false" -}}{{- end -}}
+{{- if not $given.image -}}{{- $wrong = append $wrong "sidecars.egressRules.image: is required: an image of yours that has the program nft" -}}
+{{- else if and $v.image.requireDigest (not (regexMatch "@sha256:[0-9a-f]{64}$" $given.image)) -}}{{- $wrong = append $wrong (printf "sidecars.egressRules.image: %s has no digest, which image.requireDigest requires; expected NAME@sha256:DIGEST" $given.image) -}}{{- end -}}
+{{- if $v.openshift -}}{{- $wrong = append $wrong "sidecars.egressRules: OpenShift gives all containers of a namespace one uid, by which the rules cannot tell them apart; expected enabled: false" -}}{{- end -}}
+{{- if $v.istio.enabled -}}{{- $wrong = append $wrong "sidecars.egressRules: with istio.enabled the mesh's proxy connects for all containers, under a uid of its own; expected enabled: false" -}}{{- end -}}
+{{- if eq (int $v.clickhouse.runAsUser) 65532 -}}{{- $wrong = append $wrong "clickhouse.runAsUser: 65532 is the uid of the sidecars, by which sidecars.egressRules tells them from ClickHouse; expected another one" -}}{{- end -}}
+{{- range $roles -}}
+{{- if and (has "billing-scraper" .daemons) (eq $v.billingScraper.meter "cgroup") -}}{{- $wrong = append $wrong "billingScraper.meter: cgroup gives the scraper ClickHouse's uid, by which sidecars.egressRules cannot tell it from ClickHouse; expected process or clickhouse" -}}{{- end -}}
+{{- end -}}
+{{- $known := list -}}
+{{- range include "byoc-agents.podFlows" . | fromJsonArray -}}
+{{- $known = concat $known (list .kind .host) -}}
+{{- if not .cidrs -}}{{- $wrong = append $wrong (printf "networkPolicy.cidrs.%s: is required by sidecars.egressRules: the addresses of %s" .kind .host) -}}{{- end -}}
+{{- if and (not .literal) (not $given.dns) -}}{{- $wrong = append $wrong "sidecars.egressRules.dns: is required: the resolvers of the pods' /etc/resolv.conf" -}}{{- end -}}
+{{- end -}}
+{{- range $given.also -}}
+{{- if not (or (contains "/" .) (has . $known)) -}}{{- $wrong = append $wrong (printf "sidecars.egressRules.also: no destination of the sidecars is %s; expected a CIDR, or one of %s" . (uniq $known | join ", ")) -}}{{- end -}}
 {{- end -}}
 {{- toJson $wrong -}}
 {{- end -}}

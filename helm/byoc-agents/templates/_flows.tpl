@@ -240,3 +240,81 @@ toPorts:
 {{- $v := .root.Values -}}
 {{- if or (eq .role.place "deployment") (eq $v.clickhouse.owner "chart") $v.networkPolicy.selectClickHouse -}}true{{- end -}}
 {{- end -}}
+
+{{/* The flows of all daemons in ClickHouse's pod, one per host and port, as JSON. */}}
+{{- define "byoc-agents.podFlows" -}}
+{{- $root := . -}}
+{{- $found := list -}}
+{{- $seen := list -}}
+{{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray -}}
+{{- range .daemons -}}
+{{- range include "byoc-agents.flows" (dict "root" $root "role" (dict "place" "pod" "daemons" (list .))) | fromJsonArray -}}
+{{- $end := printf "%s:%v" .host .port -}}
+{{- if not (has $end $seen) -}}{{- $found = append $found . -}}{{- $seen = append $seen $end -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{/* One rule of nftables: dict peer, match (of the port, or empty), action, comment. */}}
+{{- define "byoc-agents.egressRule" -}}
+{{- $family := contains ":" .peer | ternary "ip6" "ip" -}}
+{{- printf "    %s daddr %s%s counter %s comment %q" $family .peer .match .action (trunc 100 .comment) -}}
+{{- end -}}
+
+{{/*
+The rules of sidecars.egressRules, as `byoc-agents policy egress-rules --uid 65532` prints them; a test
+holds both together. agents/byoc_agents/policy/pod_rules.py says why they have this form.
+*/}}
+{{- define "byoc-agents.egressRules" -}}
+{{- $given := .Values.sidecars.egressRules -}}
+{{- $flows := include "byoc-agents.podFlows" . | fromJsonArray -}}
+{{- $reset := "reject with tcp reset" -}}
+{{- $daemons := list -}}
+{{- $open := list -}}
+{{- $closed := list -}}
+{{- $named := false -}}
+{{- range $flows -}}{{- if not .literal -}}{{- $named = true -}}{{- end -}}{{- end -}}
+{{- range $named | ternary $given.dns list -}}
+{{- $peer := . -}}
+{{- range list "udp" "tcp" -}}{{- $daemons = append $daemons (include "byoc-agents.egressRule" (dict "peer" $peer "match" (printf " %s dport 53" .) "action" "accept" "comment" "dns")) -}}{{- end -}}
+{{- end -}}
+{{- range $given.also -}}
+{{- if contains "/" . -}}{{- $open = append $open (include "byoc-agents.egressRule" (dict "peer" . "match" "" "action" "accept" "comment" "also")) -}}{{- end -}}
+{{- end -}}
+{{- range $flow := $flows -}}
+{{- range .cidrs -}}
+{{- $rule := dict "peer" . "match" (printf " tcp dport %d" (int $flow.port)) "action" "accept" "comment" (printf "%s: %s" $flow.kind $flow.host) -}}
+{{- $daemons = append $daemons (include "byoc-agents.egressRule" $rule) -}}
+{{- if or (has $flow.kind $given.also) (has $flow.host $given.also) -}}
+{{- $open = append $open (include "byoc-agents.egressRule" $rule) -}}
+{{- else -}}
+{{- $closed = append $closed (include "byoc-agents.egressRule" (merge (dict "action" $reset) $rule)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+table inet byoc_agents_pod
+delete table inet byoc_agents_pod
+table inet byoc_agents_pod {
+  chain output {
+    type filter hook output priority filter; policy accept;
+    oifname "lo" accept
+    meta skuid 65532 goto daemons
+    tcp flags & (fin | syn | rst | ack) == syn goto others
+  }
+  chain daemons {
+    tcp flags & (fin | syn | rst | ack) != syn accept
+    {{- range $daemons }}
+{{ . }}
+    {{- end }}
+    meta l4proto tcp counter {{ $reset }} comment "everything else"
+    counter reject comment "everything else"
+  }
+  chain others {
+    {{- range concat $open $closed }}
+{{ . }}
+    {{- end }}
+  }
+}
+{{- end -}}

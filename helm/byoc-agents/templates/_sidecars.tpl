@@ -9,6 +9,42 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
 {{- end }}
 {{- end -}}
 
+{{/* The init containers of ClickHouse's pod: the rules first, then the sidecars where they are native. */}}
+{{- define "byoc-agents.initContainers" -}}
+{{- if .Values.sidecars.egressRules.enabled }}
+- {{ include "byoc-agents.egressRulesContainer" . | nindent 2 | trim }}
+{{- end }}
+{{- if include "byoc-agents.native" . }}
+{{- include "byoc-agents.sidecars" . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Loads the rules into the pod's network namespace and ends. Their text is an argument, so the pod itself
+shows the rules that it has, and its owner replaces it when they change.
+*/}}
+{{- define "byoc-agents.egressRulesContainer" -}}
+{{- $rules := .Values.sidecars.egressRules -}}
+name: byoc-egress-rules
+image: {{ $rules.image }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+command: [nft]
+args:
+  - |
+    {{- include "byoc-agents.egressRules" . | nindent 4 }}
+securityContext:
+  # The one container with rights of root, and over the pod's own network only.
+  runAsNonRoot: false
+  runAsUser: 0
+  runAsGroup: 0
+  seccompProfile: {type: RuntimeDefault}
+  readOnlyRootFilesystem: true
+  allowPrivilegeEscalation: false
+  capabilities: {drop: [ALL], add: [NET_ADMIN]}
+resources:
+  {{- toYaml $rules.resources | nindent 2 }}
+{{- end -}}
+
 {{/* Volumes of all sidecars, each once, and the spool if it is an emptyDir. */}}
 {{- define "byoc-agents.sidecarVolumes" -}}
 {{- $root := . -}}

@@ -75,7 +75,7 @@ def find_problems(spec: dict[str, Any], claims: list[str]) -> list[str]:
     found += [
         f"{one['name']}: an init container that never ends"
         for one in sidecars
-        if one.get("restartPolicy") != "Always"
+        if one.get("restartPolicy") != "Always" and "livenessProbe" in one  # a daemon
     ]
     found += [
         f"volume {volume['name']}: of several types"

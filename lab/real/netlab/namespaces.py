@@ -56,18 +56,26 @@ class Namespace:
 @contextmanager
 def network() -> Iterator[dict[str, Namespace]]:
     """Make the namespaces, and delete them at the end. One lab at a time per machine."""
+    with made(POD, ROUTER, S3, INTERNET) as found:
+        for namespace in found.values():
+            namespace.run(_prepare)
+        _wire()
+        yield found
+
+
+@contextmanager
+def made(*names: str) -> Iterator[dict[str, Namespace]]:
+    """Make empty namespaces, and delete them at the end. One lab at a time per machine."""
     _need("ip", "nft")
     with LOCK.open("w") as lock, ExitStack() as stack:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _sweep()  # what an earlier run left that was killed
         stack.callback(_sweep)
-        for name in (POD, ROUTER, S3, INTERNET):
+        for name in names:
             run("ip", "netns", "add", PREFIX + name)
-        found = {name: Namespace(name) for name in (POD, ROUTER, S3, INTERNET)}
+        found = {name: Namespace(name) for name in names}
         for namespace in found.values():
             stack.callback(namespace.close)
-            namespace.run(_prepare)
-        _wire()
         yield found
 
 
@@ -123,7 +131,7 @@ def _ip(name: str, *arguments: str) -> None:
 def _sweep() -> None:
     """Kill the processes in the lab's namespaces, by pid, and delete the namespaces."""
     existing = {line.split()[0] for line in run("ip", "netns", "list").splitlines()}
-    for name in existing & {PREFIX + name for name in (POD, ROUTER, S3, INTERNET)}:
+    for name in sorted(name for name in existing if name.startswith(PREFIX)):
         for pid in run("ip", "netns", "pids", name).split():
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
