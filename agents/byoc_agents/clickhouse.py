@@ -72,7 +72,9 @@ class _QueryResponse(msgspec.Struct):
     data: list[list[Any]]
 
 
-class _Reply(msgspec.Struct, frozen=True):
+class ClickHouseReply(msgspec.Struct, frozen=True):
+    """A whole response: its HTTP status, ClickHouse's error code or 0, and the body."""
+
     status: int
     code: int
     body: bytes
@@ -173,7 +175,7 @@ class ClickHouse:
         body = f"{sql.rstrip().rstrip(';')}\nFORMAT JSONCompact".encode()
         reply = await self._request("POST", "/", options, body, self._login)
         self._check(reply)
-        return _rows(reply)
+        return parse_rows(reply)
 
     async def execute(self, sql: str) -> None:
         """Run one statement that returns no rows, or whose rows do not matter.
@@ -192,7 +194,7 @@ class ClickHouse:
         options: Mapping[str, str] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> _Reply:
+    ) -> ClickHouseReply:
         request = self._open().request(
             method,
             self._base + path,
@@ -204,7 +206,7 @@ class ClickHouse:
         try:
             async with request as response:
                 content = await self._read(response)
-                return _Reply(response.status, _code(response, content), content)
+                return ClickHouseReply(response.status, _code(response, content), content)
         except TimeoutError:
             raise ClickHouseTimeoutError(f"{path}: none in {self._bounds.seconds:g} s") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
@@ -228,7 +230,7 @@ class ClickHouse:
         return self._session
 
     @staticmethod
-    def _check(reply: _Reply) -> None:
+    def _check(reply: ClickHouseReply) -> None:
         """Raise the exception for a status or an error code."""
         code, status = reply.code, reply.status
         if code in AUTH_CODES or status == _UNAUTHORIZED or (status == _FORBIDDEN and not code):
@@ -272,7 +274,8 @@ def _code(response: aiohttp.ClientResponse, content: bytes) -> int:
     return int(match[1]) if match else 0
 
 
-def _rows(reply: _Reply) -> list[Row]:
+def parse_rows(reply: ClickHouseReply) -> list[Row]:
+    """Return the rows of a response in JSONCompact. Raises ClickHouseError."""
     try:
         response = _DECODER.decode(reply.body)
         converters = [(column.name, _converter(column.type)) for column in response.meta]

@@ -26,7 +26,7 @@ BUILD = ("build", "-p=1", "-ldflags=-s -w")  # one core: the machine may have ot
 def available(group: str) -> bool:
     """Return whether these programs can be built here; print which rows are left out if not."""
     try:
-        install._go()
+        install.go_command()
     except PartError as error:
         print(f"bench: {group}: no rows of Alertmanager 0.35 and the Collector: {error}")
         return False
@@ -36,7 +36,7 @@ def available(group: str) -> bool:
 def alertmanager() -> Path:
     """Return the program. Raises PartError."""
     place = CACHE / "alertmanager-0.35"
-    with install._once(place, ALERTMANAGER, ALERTMANAGER_SUM, FLAGS, *BUILD) as missing:
+    with install.build_once(place, ALERTMANAGER, ALERTMANAGER_SUM, FLAGS, *BUILD) as missing:
         if missing:
             place.mkdir()
             with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -51,7 +51,7 @@ def otelcol() -> Path:
     place = CACHE / f"otelcol-{OTELCOL_VERSION}"
     sources = [OTELCOL / name for name in ("go.mod", "go.sum", "main.go")]
     texts = [source.read_text() for source in sources]
-    with install._once(place, FLAGS, *BUILD, *texts) as missing:
+    with install.build_once(place, FLAGS, *BUILD, *texts) as missing:
         if missing:
             place.mkdir()
             with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -61,11 +61,11 @@ def otelcol() -> Path:
 
 def _downloaded(cache: Path) -> Path:
     """Return a copy of Alertmanager's module that can be changed."""
-    *variables, go = install._go()
+    *variables, go = install.go_command()
     (cache / "empty").mkdir()
     environment = [*variables, f"GOMODCACHE={cache / 'modules'}"]
     asked = ["mod", "download", "-json", ALERTMANAGER]
-    module = json.loads(install._run(["env", *environment, go, *asked], cache / "empty"))
+    module = json.loads(install.run_command(["env", *environment, go, *asked], cache / "empty"))
     if module["Sum"] != ALERTMANAGER_SUM:
         raise PartError(f"{ALERTMANAGER}: has {module['Sum']}, expected {ALERTMANAGER_SUM}")
     shutil.copytree(module["Dir"], cache / "source")
@@ -81,7 +81,7 @@ def _add_pages(source: Path) -> None:
 
 
 def _build(cache: Path, directory: Path, package: str, program: Path) -> None:
-    *variables, go = install._go()
+    *variables, go = install.go_command()
     caches = [f"GOCACHE={cache / 'build'}", f"GOMODCACHE={cache / 'modules'}", FLAGS]
     command = ["nice", "-n", "10", go, *BUILD, "-o", str(program), package]
-    install._run(["env", *variables, *caches, *command], directory)
+    install.run_command(["env", *variables, *caches, *command], directory)

@@ -2,7 +2,7 @@
 
 One sender posts 5,000 numbered alerts to a program, each until it is answered 2xx, the next one
 only then. The receiver answers 200, 503 or nothing, resets the connection, or stores a request and
-then loses the answer. The program is killed with SIGKILL ten times, at random, and started again.
+then loses the response. The program is killed with SIGKILL ten times, at random, and started again.
 When all was sent, the faults end and the backlog drains. Each program has the settings that lose
 least, which are printed. Prints a table, and exits 1 if an alert of the forwarder is lost, late, or
 has two ids or a changed body, or if more than `--most` of its numbers came twice. Three programs
@@ -292,8 +292,8 @@ class Feed:
     async def _post(self, body: bytes) -> bool:
         headers = {**WEBHOOK_HEADERS, "Content-Type": "application/json"}
         try:
-            async with self._session.post(self._url, data=body, headers=headers) as answer:
-                return 200 <= answer.status < 300
+            async with self._session.post(self._url, data=body, headers=headers) as response:
+                return 200 <= response.status < 300
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -412,7 +412,7 @@ def write_docs(results: Sequence[Found]) -> None:
     intro = (
         f"{first.sent:,} alerts and {first.kills} SIGKILLs per run, one run per seed; the values"
         f" are in the order of the seeds.\nWhat the receiver does with a request:\n{faults}.\n"
-        f"Every program gives up on an answer after {TIMEOUT.removesuffix('s')} s."
+        f"Every program gives up on a response after {TIMEOUT.removesuffix('s')} s."
     )
     content = f"{intro}\n\n{table(results)}\n\nMeasured on {report.measured()}."
     DOCS.write_text(report.replace_between(DOCS.read_text(), BEGIN, content))

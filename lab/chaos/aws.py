@@ -1,6 +1,6 @@
 """LocalStack with a bucket and a queue. A kill makes it forget everything.
 
-The paths to it record each successful answer, so objects and messages from before a kill count as
+The paths to it record each successful response, so objects and messages from before a kill count as
 delivered.
 """
 
@@ -55,10 +55,10 @@ class Queue:
 
     def receive(self, wait_seconds: int) -> int:
         """Receive up to ten messages; return their number."""
-        answer = self.client.receive_message(
+        response = self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=wait_seconds
         )
-        items = answer.get("Messages", [])
+        items = response.get("Messages", [])
         for item in items:
             self.got.append(json.loads(item["Body"]))
             self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
@@ -138,7 +138,7 @@ class Aws:
         self.queue.create()
 
     def record_delivered(self) -> None:
-        """After a kill, record as delivered every message that got an answer."""
+        """After a kill, record as delivered every message that got a response."""
         with self.queue.lock:
             self.queue.record_delivered()
         over = Stored(self.bucket.name, dict(self.stored.objects), Counter(self.stored.writes))

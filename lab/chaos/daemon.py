@@ -123,13 +123,13 @@ class Daemon:
     def page(self, name: str) -> str | None:
         """Return the text of a page, or None if its status is not 200."""
         try:
-            with DIRECT.open(f"http://127.0.0.1:{self.port}/{name}", timeout=5) as answer:
-                return str(answer.read().decode())
+            with DIRECT.open(f"http://127.0.0.1:{self.port}/{name}", timeout=5) as response:
+                return str(response.read().decode())
         except OSError:  # HTTPError as well
             return None
 
     def status(self) -> dict[str, Any]:
-        """Return daemon -> its part of /status; empty without an answer."""
+        """Return daemon -> its part of /status; empty without a response."""
         text = self.page("status")
         return dict(json.loads(text)["daemons"]) if text else {}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from byoc_agents.app.cloudevents import parse_rfc3339
 from lab.fakes.http import Reply, Request
 
-FULL = 503  # the forwarder's answer if its spool is full
+FULL = 503  # the forwarder's response if its spool is full
 FINGERPRINT_SECRET = "f" * 32
 
 
@@ -39,7 +39,7 @@ class Notified:
         self.offered.update(_facts(request))
 
     def taken(self, request: Request, reply: Reply) -> None:
-        """Record the forwarder's answer."""
+        """Record the forwarder's response."""
         self.turned_away += reply.status == FULL
         if 200 <= reply.status < 300:
             self.accepted.update(_facts(request))

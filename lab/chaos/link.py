@@ -78,7 +78,7 @@ class Link:
             self.http.script = before
 
     def _apply(self, request: Request) -> Reply:
-        """Forward a request. Raises ConnectionError without an answer: the connection is closed."""
+        """Forward a request. Raises ConnectionError without a response, to close the connection."""
         self.http.requests.clear()
         if self.blocked:
             raise ConnectionResetError("nobody is there")
@@ -101,9 +101,9 @@ class Link:
             for name, value in headers.items():
                 server.putheader(name, value)
             server.endheaders(request.body)
-            answer = server.getresponse()
-            kept = {k: v for k, v in answer.getheaders() if k.lower() not in HOP_BY_HOP}
-            return Reply(answer.status, kept, answer.read())
+            response = server.getresponse()
+            kept = {k: v for k, v in response.getheaders() if k.lower() not in HOP_BY_HOP}
+            return Reply(response.status, kept, response.read())
         finally:
             server.close()
 

@@ -90,7 +90,7 @@ def behavior(lane: str, kind: str, rng: random.Random) -> Behavior:
 
 
 def error(lane: str, kind: str) -> Behavior:
-    """Return the answer of that service to a failure."""
+    """Return the response of that service to a failure."""
     if lane == "s3":
         reported = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
         return reply(reported.status, reported.headers, reported.body)

@@ -127,7 +127,7 @@ class Cluster:
     def iptables(self, *arguments: str) -> None:
         """Change the packet filter of the node, past which the kubelet's port-forwards go."""
         settings = [f"{name}={value}" for name, value in parts.environment().items()]
-        install._run(["env", *settings, "iptables", "--wait", *arguments])
+        install.run_command(["env", *settings, "iptables", "--wait", *arguments])
 
     def end_processes(self, pods: Iterable[Manifest]) -> None:
         """Kill every process of these pods at once, as a power cut of their node would."""

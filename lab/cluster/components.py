@@ -121,7 +121,7 @@ class _Configuration:
 
     def _write_keys(self) -> None:
         pki, token = self.directory / "pki", secrets.token_hex(16)
-        install._run(["openssl", "genrsa", "-out", str(pki / "accounts.key"), "2048"])
+        install.run_command(["openssl", "genrsa", "-out", str(pki / "accounts.key"), "2048"])
         (pki / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
         cluster = {"server": SERVER, "certificate-authority": f"{pki}/apiserver.crt"}
         self._write(
@@ -209,7 +209,7 @@ def import_images(directory: Path, archive: Path | None = None) -> None:
     """Load all images, or those of an archive, into containerd, which the kubelet asks."""
     command = ["ctr", f"--address={socket(directory)}", "--namespace=k8s.io", "images", "import"]
     settings = [f"{name}={value}" for name, value in parts.environment().items()]
-    install._run(["env", *settings, *command, str(archive or parts.image_archive())])
+    install.run_command(["env", *settings, *command, str(archive or parts.image_archive())])
 
 
 def programs() -> dict[str, Path]:

@@ -67,7 +67,7 @@ def _inputs(module: str, linked: str) -> list[str]:
 
 def _built(module: str, targets: dict[str, str], linked: str = "") -> Path:
     place = _place(module)
-    with install._once(place, *_inputs(module, linked)) as missing:
+    with install.build_once(place, *_inputs(module, linked)) as missing:
         if missing:
             place.mkdir()
             for name, package in targets.items():
@@ -77,12 +77,12 @@ def _built(module: str, targets: dict[str, str], linked: str = "") -> Path:
 
 def _build(directory: Path, package: str, program: Path, linked: str = "") -> None:
     """Build one program. The build cache, some gigabytes, is kept until the last one is built."""
-    *_, go = install._go()
+    *_, go = install.go_command()
     cache = CACHE / "kubernetes-go-cache"
     environment = [f"GOCACHE={cache}", f"GOMODCACHE={cache}/modules", "GOTOOLCHAIN=local"]
     environment += ["GOFLAGS=-modcacherw -mod=readonly -trimpath -buildvcs=false", "CGO_ENABLED=0"]
     flags = ["-p=2", f"-ldflags=-s -w {linked}", "-o", str(program)]
-    install._run(["env", *environment, go, "build", *flags, package], directory)
+    install.run_command(["env", *environment, go, "build", *flags, package], directory)
     if program.name in {"kubelet", "kube-router"}:  # the last of its module
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -90,7 +90,7 @@ def _build(directory: Path, package: str, program: Path, linked: str = "") -> No
 def crds() -> Path:
     """Return a directory with the definitions of the Prometheus operator's kinds that we use."""
     place = CACHE / "monitoring-crds"
-    with install._once(place, OPERATOR_VERSION, OPERATOR_SUM, *CRDS) as missing:
+    with install.build_once(place, OPERATOR_VERSION, OPERATOR_SUM, *CRDS) as missing:
         if missing:
             place.mkdir()
             with tempfile.TemporaryDirectory() as name:
@@ -99,10 +99,10 @@ def crds() -> Path:
 
 
 def _copy_crds(directory: Path, place: Path) -> None:
-    *variables, go = install._go()
+    *variables, go = install.go_command()
     modules = f"GOMODCACHE={directory}"  # the module has 10 MB of which we want three files
     asked = ["mod", "download", "-json", f"{OPERATOR}@{OPERATOR_VERSION}"]
-    module = json.loads(install._run(["env", *variables, modules, go, *asked], directory))
+    module = json.loads(install.run_command(["env", *variables, modules, go, *asked], directory))
     if module["Sum"] != OPERATOR_SUM:
         raise PartError(f"{OPERATOR}: the sum is {module['Sum']}, pinned is {OPERATOR_SUM}")
     for name in CRDS:
@@ -112,7 +112,7 @@ def _copy_crds(directory: Path, place: Path) -> None:
 
 def debian() -> Path:
     """Return a directory with Debian's etcd, network plugins, iptables and ipset unpacked."""
-    place = install._unpacked("cluster-debian", DEBIAN, CACHE / "cluster-archives")
+    place = install.unpack("cluster-debian", DEBIAN, CACHE / "cluster-archives")
     for name in ("iptables", "iptables-save", "iptables-restore"):
         for link in (name, name.replace("ip", "ip6")):
             path = place / "usr/sbin" / link
@@ -167,10 +167,10 @@ def _digest() -> str:
 
 
 def _import_pause(engine: Engine, directory: Path) -> None:
-    *variables, go = install._go()
+    *variables, go = install.go_command()
     build = ["build", "-trimpath", "-ldflags=-s -w", "-o", str(directory / "pause"), "."]
-    install._run(["env", *variables, go, *build], GO / "pause")
-    install._run(["tar", "-cf", "pause.tar", "pause"], directory)
+    install.run_command(["env", *variables, go, *build], GO / "pause")
+    install.run_command(["tar", "-cf", "pause.tar", "pause"], directory)
     change = '--change=ENTRYPOINT ["/pause"]'
     engine.output("import", change, str(directory / "pause.tar"), PAUSE)
 
@@ -190,7 +190,9 @@ def _build_clickhouse(engine: Engine, directory: Path) -> None:
 
 def _libraries(program: Path, environment: dict[str, str]) -> Iterator[Path]:
     """Yield the shared libraries that a program loads."""
-    said = install._run(["env", *(f"{k}={v}" for k, v in environment.items()), "ldd", str(program)])
+    said = install.run_command(
+        ["env", *(f"{k}={v}" for k, v in environment.items()), "ldd", str(program)]
+    )
     for line in said.splitlines():
         _, arrow, path = line.partition(" => ")
         if arrow:

@@ -11,7 +11,7 @@ import msgspec
 
 from byoc_agents.billing.sources.clickhouse import ServerSource
 from byoc_agents.billing.sources.reading import TargetUnreadableError
-from byoc_agents.clickhouse import ClickHouse, ClickHouseError, Row, _Reply, _rows
+from byoc_agents.clickhouse import ClickHouse, ClickHouseError, ClickHouseReply, Row, parse_rows
 from byoc_agents.state.observation import Ping
 from byoc_agents.state.probes import Prober
 from lab.fakes.core import FakeClock
@@ -22,7 +22,7 @@ from lab.fuzz.harness import Harness
 def rows(data: bytes) -> None:
     """Read a response of status 200: rows, each with every column, or ClickHouseError."""
     try:
-        found = _rows(_Reply(200, 0, data))
+        found = parse_rows(ClickHouseReply(200, 0, data))
     except ClickHouseError:
         return
     assert all(isinstance(name, str) for row in found for name in row)
@@ -50,7 +50,7 @@ class FixedResponse(ClickHouse):
         settings: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> list[Row]:
         """Return the response."""
-        return _rows(_Reply(200, 0, self._body))
+        return parse_rows(ClickHouseReply(200, 0, self._body))
 
 
 @cache

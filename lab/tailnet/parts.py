@@ -20,7 +20,7 @@ def programs() -> Path:
     """Return a directory with Tailscale's programs and `control`, built if missing."""
     sources = [CONTROL / name for name in ("go.mod", "go.sum", "main.go")]
     place = CACHE / "tailnet"
-    with install._once(place, *(source.read_text() for source in sources)) as missing:
+    with install.build_once(place, *(source.read_text() for source in sources)) as missing:
         if missing:
             place.mkdir()
             cache = CACHE / "tailnet-go-cache"  # about 3 GB
@@ -31,17 +31,17 @@ def programs() -> Path:
 
 
 def _build(place: Path, cache: Path) -> None:
-    *_, go = install._go()
+    *_, go = install.go_command()
     environment = [f"GOCACHE={cache}", f"GOMODCACHE={cache}/modules", "GOTOOLCHAIN=local"]
     environment += ["GOFLAGS=-modcacherw -mod=readonly -trimpath -buildvcs=false", "CGO_ENABLED=0"]
     packages = [*(f"tailscale.com/cmd/{name}" for name in PROGRAMS), "."]
     build = [go, "build", "-ldflags=-s -w", "-o", f"{place}/", *packages]
-    install._run(["env", *environment, *build], CONTROL)
+    install.run_command(["env", *environment, *build], CONTROL)
 
 
 def nginx() -> Path:
     """Return a directory with Debian's nginx and its stream module unpacked."""
-    return install._unpacked("nginx", NGINX, CACHE / "nginx-archives")
+    return install.unpack("nginx", NGINX, CACHE / "nginx-archives")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ async def run_exporter(place: Path, seed: int) -> tuple[list[dict[str, Any]], di
             one = Harness(spool, clock, {"r-0": healthy()})
             for _ in range(80):
                 spool.full = rng.random() < 0.6
-                spool.lose_answers = rng.random() < 0.1
+                spool.lose_results = rng.random() < 0.1
                 one.server.rows["system.metrics.ReadonlyReplica"] = rng.choice("01")
                 delay = "system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"
                 one.server.rows[delay] = rng.choice(["0", "900"])

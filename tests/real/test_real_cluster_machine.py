@@ -118,7 +118,7 @@ def test_the_machines_own_settings_are_not_those_of_the_kubelet(tmp_path: Path) 
 def test_a_part_is_made_once_and_again_for_other_inputs(tmp_path: Path) -> None:
     place = tmp_path / "part"
     assert not install.is_made(place, "go.mod", "go.sum")
-    with install._once(place, "go.mod", "go.sum") as missing:
+    with install.build_once(place, "go.mod", "go.sum") as missing:
         assert missing
         place.mkdir()
     assert install.is_made(place, "go.mod", "go.sum")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from byoc_agents.clickhouse import (
     ClickHouse,
     ClickHouseError,
+    ClickHouseReply,
     ClickHouseResponseError,
     ClickHouseServerError,
     ClickHouseUnreachableError,
-    _Reply,
-    _rows,
+    parse_rows,
 )
 
 
@@ -75,4 +75,4 @@ ANYTHING = st.binary() | st.builds(
 @given(ANYTHING)
 def test_no_response_makes_it_crash(body: bytes) -> None:
     with contextlib.suppress(ClickHouseResponseError, ClickHouseServerError):
-        assert isinstance(_rows(_Reply(200, 0, body)), list)
+        assert isinstance(parse_rows(ClickHouseReply(200, 0, body)), list)

@@ -12,7 +12,7 @@ import byoc_agents
 PACKAGE = Path(byoc_agents.__file__).parent
 DAEMONS = ("billing", "state", "alerts", "access")
 TOGETHER = {"app", "policy", "schema"}  # they know several daemons
-WIRING = {"certificate", "context", "daemon", "http_server"}
+WIRING = {"certificate", "daemon", "http_server", "runtime"}
 # Modules of `app` that every layer may import.
 SHARED = {
     *(

@@ -106,7 +106,7 @@ class Forwarder:
     def __init__(
         self, webhook: Webhook, relay: Relay, heartbeat: HeartbeatSender, listen: Listen
     ) -> None:
-        self._webhook = webhook
+        self.webhook = webhook
         self._relay = relay
         self._heartbeat = heartbeat
         self._listen = listen
@@ -123,7 +123,7 @@ class Forwarder:
             return
         try:
             host, port = await self._open.enter_async_context(
-                serve(self._webhook.handle, self._listen, LIMITS)
+                serve(self.webhook.handle, self._listen, LIMITS)
             )
         except OSError as error:
             raise OSError(error.errno, f"cannot open the webhook: {error}") from error

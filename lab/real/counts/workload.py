@@ -188,7 +188,7 @@ async def receiving(spool: Spool) -> Work:
         fingerprint_secret="f",
     )
     source = forwarder(core, own, spool, FakeClock(), Counts(Metrics(), "alert-forwarder"))
-    server = HttpServer(source._webhook.handle, Listen("", 0), LIMITS)
+    server = HttpServer(source.webhook.handle, Listen("", 0), LIMITS)
     body, numbers = WEBHOOK.read_bytes(), iter(range(10**6))
 
     async def work() -> int:

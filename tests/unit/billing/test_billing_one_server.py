@@ -24,7 +24,7 @@ NOON = 100_000.0  # seconds since boot
 
 
 class Now:
-    """A clock that moves on with each answer."""
+    """A clock that moves on with each response."""
 
     boot_id = "8cf25f06-7a2e-4b5b-aef5-5834d36300d2"
 
@@ -151,12 +151,12 @@ PAIRS = {
 async def test_two_servers_in_turn_are_named_and_soon_none_is_read(
     harness: Harness, how: str
 ) -> None:
-    answers = await harness.all(islice(cycle(PAIRS[how]), 200))
-    assert not [answer for answer in answers[4:] if isinstance(answer, Reading)]
-    trouble = answers[-1]
+    outcomes = await harness.all(islice(cycle(PAIRS[how]), 200))
+    assert not [outcome for outcome in outcomes[4:] if isinstance(outcome, Reading)]
+    trouble = outcomes[-1]
     assert "more than one server answers under this URL" in str(trouble)
     assert "expected the address of one server" in str(trouble)
-    assert {str(answer) for answer in answers[4:]} == {trouble}, "one text, so it is logged once"
+    assert {str(outcome) for outcome in outcomes[4:]} == {trouble}, "one text, so it is logged once"
     for replica in PAIRS[how]:
         for name in replica.names.values():
             assert name in str(trouble)
@@ -164,8 +164,8 @@ async def test_two_servers_in_turn_are_named_and_soon_none_is_read(
 
 async def test_three_servers_are_as_bad_as_two(harness: Harness) -> None:
     three = [Replica(NOON - 9, names=named(f"ch-{n}", UUIDS[n])) for n in range(3)]
-    answers = await harness.all(islice(cycle(three), 100))
-    assert not [answer for answer in answers[2:] if isinstance(answer, Reading)]
+    outcomes = await harness.all(islice(cycle(three), 100))
+    assert not [outcome for outcome in outcomes[2:] if isinstance(outcome, Reading)]
 
 
 async def test_readings_of_two_servers_have_two_incarnations(harness: Harness) -> None:
@@ -185,21 +185,21 @@ async def test_a_server_that_takes_another_one_s_place_for_good_is_accepted(
 ) -> None:
     first, second = PAIRS[how]
     await harness.all([first] * 5)
-    answers = await harness.all([second] * SUCCESSOR_RESPONSES)
-    assert all("another server answers now" in str(answer) for answer in answers[:-1])
-    assert isinstance(answers[-1], Reading)
+    outcomes = await harness.all([second] * SUCCESSOR_RESPONSES)
+    assert all("another server answers now" in str(outcome) for outcome in outcomes[:-1])
+    assert isinstance(outcomes[-1], Reading)
     assert isinstance(await harness.ask(second), Reading)
 
 
 async def test_one_of_several_is_accepted_when_it_has_long_answered_alone(harness: Harness) -> None:
     first, second = PAIRS["by serverUUID"]
     await harness.all(islice(cycle((first, second)), 10))
-    answers = await harness.all([first] * ALONE_RESPONSES)
-    assert not [answer for answer in answers[:-1] if isinstance(answer, Reading)]
-    assert isinstance(answers[-1], Reading)
+    outcomes = await harness.all([first] * ALONE_RESPONSES)
+    assert not [outcome for outcome in outcomes[:-1] if isinstance(outcome, Reading)]
+    assert isinstance(outcomes[-1], Reading)
 
 
-async def test_a_pod_that_began_after_the_last_answer_is_a_restart(harness: Harness) -> None:
+async def test_a_pod_that_began_after_the_last_response_is_a_restart(harness: Harness) -> None:
     """A pod that was moved: another host name and, without its volume, another serverUUID."""
     first, _ = PAIRS["by serverUUID"]
     await harness.ask(first)
@@ -235,7 +235,7 @@ async def test_the_parts_of_a_second_make_no_second_server(harness: Harness) -> 
 
 
 async def test_a_clock_that_runs_a_little_fast_makes_no_second_server(harness: Harness) -> None:
-    """A day without an answer, at 100 parts per million."""
+    """A day without a response, at 100 parts per million."""
     await harness.ask(Replica(NOON - 40_000))
     assert isinstance(await harness.ask(Replica(NOON - 40_008.6), after=86_400), Reading)
 
@@ -243,7 +243,7 @@ async def test_a_clock_that_runs_a_little_fast_makes_no_second_server(harness: H
 async def test_a_server_from_before_serveruuid_is_asked_without_it(harness: Harness) -> None:
     harness.balancer.old = True
     replica = Replica(NOON, names=named("ch"))
-    assert all(isinstance(answer, Reading) for answer in await harness.all([replica] * 2))
+    assert all(isinstance(outcome, Reading) for outcome in await harness.all([replica] * 2))
     asked = [query.removesuffix("\nFORMAT JSONCompact") for query in harness.balancer.asked]
     assert asked == [query.rstrip() for query in (SQL, OLD_SQL, OLD_SQL)]
 

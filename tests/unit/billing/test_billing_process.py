@@ -12,7 +12,7 @@ import pytest
 
 from byoc_agents.billing.sources.process_tree import (
     ProcessSource,
-    _Use,
+    ProcessUse,
     lost_usec,
     read_consistent_tree,
 )
@@ -33,8 +33,8 @@ class Pid:
 A, B, C, D = (cast("psutil.Process", Pid(pid)) for pid in (1, 2, 3, 4))
 
 
-def use(parent: psutil.Process | None, own: int, reaped: int = 0) -> _Use:
-    return _Use(parent.pid if parent else 0, own, reaped, 0)
+def use(parent: psutil.Process | None, own: int, reaped: int = 0) -> ProcessUse:
+    return ProcessUse(parent.pid if parent else 0, own, reaped, 0)
 
 
 TREES = {
@@ -188,8 +188,8 @@ async def test_after_close_it_starts_again(parent: Parent) -> None:
 def test_a_child_waited_for_between_two_looks_at_the_tree_is_counted_once() -> None:
     """The child's time moves from its own figure to its parent's while the tree is being read."""
     parent = psutil.Process()
-    before_the_wait = {parent: _Use(0, 100, 0, 1)}  # read before it; the child after it
-    after = {parent: _Use(0, 100, 50, 1)}
+    before_the_wait = {parent: ProcessUse(0, 100, 0, 1)}  # read before it; the child after it
+    after = {parent: ProcessUse(0, 100, 50, 1)}
     looks = iter([before_the_wait, after, after])
     assert read_consistent_tree(lambda: next(looks)) == after
 
@@ -198,4 +198,4 @@ def test_a_tree_that_never_stands_still_is_a_missed_sample() -> None:
     figures = iter(range(100))
     root = psutil.Process()
     with pytest.raises(TargetUnreadableError, match="too quickly"):
-        read_consistent_tree(lambda: {root: _Use(0, 1, next(figures), 1)})
+        read_consistent_tree(lambda: {root: ProcessUse(0, 1, next(figures), 1)})

@@ -103,13 +103,13 @@ class Brittle(Spool):
     """A spool that refuses commits if a test sets it to, before or after they are made."""
 
     full = False
-    lose_answers = False
+    lose_results = False
 
     async def commit(self, change: WriteBatch) -> None:
         if self.full:
             raise SpoolFullError("full")
         await super().commit(change)
-        if self.lose_answers:
+        if self.lose_results:
             raise SpoolUnavailableError("made, but nobody knows")
 
 

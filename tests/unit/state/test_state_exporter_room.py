@@ -59,9 +59,9 @@ async def test_a_commit_whose_answer_is_lost_is_published_once(
     brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
-    spool.lose_answers = True
+    spool.lose_results = True
     await one.poll()
-    spool.lose_answers = False
+    spool.lose_results = False
     await one.poll()
     unsent = await one.unsent()
     assert [(d["kind"], d["sequence"]) for d in unsent] == [("transition", 0), ("heartbeat", 1)]

@@ -125,9 +125,9 @@ async def test_after_a_commit_whose_answer_is_lost_the_stated_time_counts(
 ) -> None:
     one, spool = brittle
     await watch(one, 1510)
-    spool.lose_answers = True
+    spool.lose_results = True
     one.server.rows[READONLY] = "1"
     (change,) = await watch(one, 10)
-    spool.lose_answers = False
+    spool.lose_results = False
     assert change == Seen(10, "transition", 60)
     assert seconds(await watch(one, 120)) == [60, 120]

@@ -32,7 +32,9 @@ from byoc_agents.billing.sources.reading import (
 )
 
 
-class _Use(msgspec.Struct, frozen=True):
+class ProcessUse(msgspec.Struct, frozen=True):
+    """The CPU time and memory of one process."""
+
     parent: int  # pid
     own_usec: int
     reaped_usec: int  # of children that were waited for, recursively
@@ -41,7 +43,7 @@ class _Use(msgspec.Struct, frozen=True):
 
 MAX_PASSES = 5  # a few milliseconds; after that the sample is missed, without loss
 
-_Tree = dict[psutil.Process, _Use]  # psutil compares processes by pid and start time
+_Tree = dict[psutil.Process, ProcessUse]  # psutil compares processes by pid and start time
 
 
 class ProcessSource:
@@ -175,10 +177,10 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _use(process: psutil.Process) -> _Use:
+def _use(process: psutil.Process) -> ProcessUse:
     with process.oneshot():
         times = process.cpu_times()
-        return _Use(
+        return ProcessUse(
             parent=process.ppid(),
             own_usec=round((times.user + times.system) * 1e6),
             reaped_usec=round((times.children_user + times.children_system) * 1e6),
