@@ -89,7 +89,10 @@ async def listening(
     """Serve the native and the HTTPS port, 0 for a free one; yield the ports."""
     async with AsyncExitStack() as stack:
         found = []
-        both = (partial(_serve_native_or_lines, log_in), _serve_http)
+        both: tuple[Callable[..., Any], ...] = (
+            partial(_serve_native_or_lines, log_in),
+            _serve_http,
+        )
         for port, serve in zip(ports, both, strict=True):
             handler = _closing(serve, answer)
             server = await asyncio.start_server(

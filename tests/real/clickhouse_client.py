@@ -25,15 +25,15 @@ def main() -> int:
         with urllib.request.urlopen(os.environ["ADMIN_URL"], asked.query.encode()) as reply:
             sys.stdout.write(reply.read().decode())
         return 0
-    settings = ET.parse(asked.config_file).find("openSSL/client")
+    settings = ET.parse(asked.config_file)
     client = Client(
         os.environ["HOST"],  # the name in --host is in no DNS
         asked.port,
         user=asked.user,
         secure=True,
-        certfile=settings.findtext("certificateFile"),
-        keyfile=settings.findtext("privateKeyFile"),
-        ca_certs=settings.findtext("caConfig"),
+        certfile=settings.findtext("openSSL/client/certificateFile"),
+        keyfile=settings.findtext("openSSL/client/privateKeyFile"),
+        ca_certs=settings.findtext("openSSL/client/caConfig"),
         server_hostname=asked.host,
     )
     try:
