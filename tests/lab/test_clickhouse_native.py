@@ -130,7 +130,7 @@ async def test_a_certificate_logs_in_as_its_own_user_only(server: Server) -> Non
 
 
 async def test_a_live_session_is_refused_at_the_end_of_its_user(server: Server) -> None:
-    """At the end that it had at its login: a later one is no help, only for a new login."""
+    """At the end that it had at its login. A later end helps a new login only."""
     await server.create_user()
     client = server.client()
     assert await ask(client) == [(USER,)]
