@@ -72,6 +72,7 @@ class ClickHouseDouble:
     hidden_lines: int = 0  # of query_log: counted, and not returned
     statements: list[str] = field(default_factory=list)
     on_statement: Callable[[str], None] = lambda _: None  # after it has run, before the answer
+    engine: Callable[[str], str] | None = None  # answers other queries as TSV, or RuntimeError
     logins: int = 0  # sessions of the native protocol that began
 
     def __post_init__(self) -> None:
@@ -83,8 +84,8 @@ class ClickHouseDouble:
         """Return the answer to a query as TSV, or None if no user has the certificate's name now.
 
         Each query begins and ends in query_log. The queries with an answer are QUERY, RUNNING_QUERY
-        and LONG_QUERY, which is in system.processes while it runs. It goes on after its user was
-        dropped: only KILL QUERY ends it.
+        and LONG_QUERY, and those of the engine if there is one. LONG_QUERY is in system.processes
+        while it runs. It goes on after its user was dropped: only KILL QUERY ends it.
         """
         user = next((one for one in self.users.values() if _has_name(one, uri)), None)
         if user is None or self.clock_ms() >= _end_ms(user):
@@ -118,7 +119,7 @@ class ClickHouseDouble:
         if text == RUNNING_QUERY:
             return f"{len(self.running.get(user, []))}\n"
         if text != LONG_QUERY:
-            return "Code: 62. DB::Exception: Syntax error\n"
+            return self._answer_by_engine(text)
         killed = self._kills.setdefault(user, asyncio.Event())
         self.running.setdefault(user, []).append(query_id)
         self.query_runs.set()
@@ -129,6 +130,16 @@ class ClickHouseDouble:
             self.running[user].remove(query_id)
             return "0\n" * LONG_SECONDS
         return CANCELLED
+
+    def _answer_by_engine(self, text: str) -> str:
+        if self.engine is None:
+            return "Code: 62. DB::Exception: Syntax error\n"
+        try:
+            return self.engine(text)
+        except RuntimeError as error:
+            if found := ERROR.search(f"{error}\n"):
+                return found[0]
+            raise
 
     def _apply(self, request: Request) -> Reply:
         text = request.body.decode()

@@ -5,7 +5,6 @@ The broker's own statements create and drop the user. The client logs in by its 
 
 import asyncio
 import datetime as dt
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,16 +14,14 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, NetworkError, ServerException
 
 from byoc_agents.access import clickhouse_sql as sql
-from lab.fakes.access import LONG_QUERY, QUERY, ClickHouseDouble
-from lab.fakes.core import START_MS, FakeClock
+from lab.fakes.access import LONG_QUERY, QUERY
+from lab.fakes.core import START_MS
 from lab.tailnet import certificates
 from lab.tailnet.certificates import GRANT
-from lab.tailnet.listener import listening, strict_context
+from tests.lab.native_server import MINUTE_SECONDS, USER, Server, ask
 
-LOCAL = "127.0.0.1"
 OTHER_GRANT = f"{GRANT[:-1]}f"
-USER, OTHER_USER = sql.user_name(GRANT), sql.user_name(OTHER_GRANT)
-MINUTE_SECONDS = 60
+OTHER_USER = sql.user_name(OTHER_GRANT)
 AUTHENTICATION_FAILED, USER_EXPIRED = 516, 720  # newer than the codes of the package
 
 
@@ -35,62 +32,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-class Server:
-    """The stand-in with a clock of the test, and clients of its native port."""
-
-    def __init__(self, files: Path) -> None:
-        self.clock = FakeClock()
-        self.double = ClickHouseDouble(lambda: self.clock.wall_ns() // 1_000_000)
-        self.port = 0
-        self.clients: list[Client] = []
-        self._files = files
-
-    async def create_user(self, grant: str = GRANT, seconds: int = MINUTE_SECONDS) -> None:
-        end_ms = START_MS + 1000 * seconds
-        user = sql.GrantUser(
-            grant_id=grant,
-            certificate_uri=f"spiffe://svc-1.byoc/grant/{grant}",
-            role=sql.ROLES[1],
-            ticket="CS-1",
-            valid_until=dt.datetime.fromtimestamp(end_ms / 1000, tz=dt.UTC),
-        )
-        await self.administer(sql.create_user(user))
-
-    async def administer(self, statement: str) -> None:
-        """Run a statement as the broker does, over HTTP."""
-        asked = urllib.request.Request(self.double.http.url, statement.encode())
-        with await asyncio.to_thread(urllib.request.urlopen, asked, timeout=10) as reply:
-            assert reply.status == 200
-
-    def client(self, certificate: str = "good", user: str = USER) -> Client:
-        """Return a client that is not connected yet."""
-        client = Client(
-            LOCAL,
-            self.port,
-            user=user,
-            secure=True,
-            ca_certs=str(self._files / "server-ca.crt"),
-            certfile=str(self._files / f"{certificate}.pem") if certificate else None,
-            server_hostname=certificates.NAMES[0],
-        )
-        self.clients.append(client)
-        return client
-
-
 @pytest.fixture
 async def server(files: Path) -> AsyncIterator[Server]:
     made = Server(files)
-    own, key, authority = map(Path, certificates.server_files(files))
-    context = strict_context(own, key, authority)
-    serving = listening(LOCAL, context, ports=(0, 0), log_in=made.double.log_in)
-    async with made.double.http, serving as (made.port, _):
+    async with made.serving():
         yield made
-        for client in made.clients:
-            await asyncio.to_thread(client.disconnect)
-
-
-async def ask(client: Client, query: str = QUERY) -> list[tuple[str, ...]]:
-    return list(await asyncio.to_thread(client.execute, query))
 
 
 async def code_of(client: Client, query: str = QUERY) -> int:
