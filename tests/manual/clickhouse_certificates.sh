@@ -94,9 +94,9 @@ fact "the right certificate still logs in after these refusals" says '^1$' nativ
 fact "the usual ports take no notice of the access authority" refuses usual good "SELECT 1"
 fact "the user may read nothing else" says 'ACCESS_DENIED|497' https good "SELECT count() FROM system.query_log" --no-fail
 
-create "" 5
+create "" 8
 fact "VALID UNTIL ends a live native session at its next query" says 'EXPIRED|expired' native good \
-  "SELECT 1 FROM system.one; SELECT sleep(3); SELECT sleep(3); SELECT 2 FROM system.one"
+  "SELECT 1 FROM system.one; SELECT sleep(3); SELECT sleep(3); SELECT sleep(3); SELECT 2 FROM system.one"
 fact "VALID UNTIL refuses the next login" refuses https good "SELECT 1"
 create "" 600
 { native good "SELECT sleepEachRow(1) FROM numbers(20) SETTINGS function_sleep_max_microseconds_per_block = 60000000" >"$WORK/running" 2>&1 & }

@@ -14,12 +14,15 @@ import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import pytest
+
 from lab.fakes.clickhouse_native import ServerError
 from lab.fakes.http import HttpDouble, Reply, Request
 from lab.real.parts.install import ROOT
 from lab.tailnet import certificates
 from lab.tailnet.listener import HTTPS_PORT, NATIVE_PORT, Query, listening, strict_context
 
+pytestmark = pytest.mark.quiet  # the script waits for fixed times
 SCRIPT = ROOT / "tests" / "manual" / "clickhouse_certificates.sh"
 SERVICE = "svc-1"
 USER = "byoc_grant_manual"
