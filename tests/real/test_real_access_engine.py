@@ -23,7 +23,7 @@ READER = sql.ROLES[1]
 HASHED = f"SELECT count() FROM {sql.VIEWS}.tables"
 REFUSED = {  # statement -> code of the engine
     "SELECT * FROM shop.orders": 497,
-    f"SELECT query FROM {TABLES}.query_log": 497,  # stands for `system`, as access_engine says
+    f"SELECT query FROM {TABLES}.query_log": 497,  # a copy of a system table, as in access_engine
     "CREATE TABLE shop.other (x UInt8) ENGINE = Memory": 497,
     f"{HASHED} SETTINGS max_threads = 9": 164,
 }
