@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -301,14 +302,22 @@ class Scenario:
 
     def _query(self) -> Step:
         found = self._ask("engineer")
-        answer = found.get("answer", "").strip()
-        _expect(answer == user_of(GRANT), str(found))
-        self._queries += 1
+        native = self._ask("engineer", user=user_of(GRANT))
+        for one in (found, native):
+            _expect(one.get("answer", "").strip() == user_of(GRANT), str(one))
+            self._queries += 1
+        refused = self._ask("engineer", user="default")
+        _expect("code 516" in refused.get("error", ""), str(refused))
         return Step(
             "queried",
-            f"{QUERY} over mutual TLS answered {answer}",
+            f"{QUERY} over mutual TLS answered {user_of(GRANT)}, also to clickhouse-driver over the"
+            " native protocol; the same certificate was refused as another user",
             self._connections(),
-            {"answer": answer},
+            {
+                "answer": found["answer"].strip(),
+                "native": native["answer"].strip(),
+                "refused": refused["error"],
+            },
         )
 
     def _write_certificate(self, name: str, pem: str) -> None:
@@ -333,25 +342,24 @@ class Scenario:
     # --- the end ---
 
     def _end(self) -> Iterator[Step]:
-        """Revoke access under an open connection, then close the network path."""
-        with self._route.engineer.hold(
-            self._route.address,
-            self._route.port,
-            certificate="engineer",
-            send=LINE,
-            timeout=SILENCE_SECONDS,
-        ) as held:
-            with self._long_query("engineer") as running:
+        """Revoke access under two open connections, then close the network path."""
+        own = {"certificate": "engineer", "timeout": SILENCE_SECONDS}
+        hold = partial(self._route.engineer.hold, self._route.address, self._route.port, **own)
+        with hold(send=LINE) as held:
+            with (
+                hold(send=QUERY, user=user_of(GRANT)) as native,
+                self._long_query("engineer") as running,
+            ):
                 self._asked[LONG_QUERY] = 1
                 polls = dict(self._asked)
-                yield self._revoke(held, running)
+                yield self._revoke(held, native, running)
             yield self._refuse_after_revocation()
             yield self._kill()
             self._asked = polls  # of the first grant, whose evidence is verified
             if self._route.close:
                 yield self._cut(held, self._route.close)
 
-    def _revoke(self, held: Held, running: "Future[dict[str, Any]]") -> Step:
+    def _revoke(self, held: Held, native: Held, running: "Future[dict[str, Any]]") -> Step:
         began = time.monotonic()
         answer = self._access("revoke", GRANT, "--by", "anna", "--comment", "solved")
         while held.lines[-1].get("answer") != REFUSED:
@@ -359,18 +367,26 @@ class Scenario:
             _expect(time.monotonic() < began + END_SECONDS, "the open connection goes on")
             held.next()
         seconds = held.lines[-1]["at"] - began
-        self._queries += len(held.lines) - 1
+        ended = native.until_error()
+        _expect("code 192" in ended["error"], str(ended))
+        self._queries += len(held.lines) - 1 + len(native.lines) - 1
         killed = _wait_for_kill(running, began)
         return Step(
             "revoked",
             f"the customer revoked access, and {seconds:.1f} s later the open connection got"
-            f" {REFUSED.strip()!r}, after {len(held.lines) - 1} answers; a query that was running"
+            f" {REFUSED.strip()!r}, after {len(held.lines) - 1} answers; the session of the native"
+            f" protocol was refused after {ended['at'] - began:.1f} s, and a query that was running"
             f" ended after {killed:.1f} s with {CANCELLED.strip()!r}",
             f"byoc-agents access show {GRANT[:8]}",
             {
                 "answer": answer,
                 "seconds": seconds,
                 "answers": len(held.lines) - 1,
+                "native": {
+                    "error": ended["error"],
+                    "seconds": ended["at"] - began,
+                    "answers": len(native.lines) - 1,
+                },
                 "killed_seconds": killed,
             },
         )
@@ -535,15 +551,11 @@ class Scenario:
             _expect(time.monotonic() < deadline, f"no event {state}: {events}")
             time.sleep(POLL_SECONDS)
 
-    def _ask(self, certificate: str, query: str = QUERY, timeout: float = 8.0) -> dict[str, Any]:
+    def _ask(self, certificate: str, query: str = QUERY, **options: Any) -> dict[str, Any]:
         route = self._route
-        return route.engineer.ask(
-            route.address,
-            route.port,
-            certificate=certificate,
-            send=f"{query}\n",
-            timeout=timeout,
-        )
+        text = query if "user" in options else f"{query}\n"
+        given = {"certificate": certificate, "send": text, **options}
+        return route.engineer.ask(route.address, route.port, **given)
 
     def _ask_with(self, *certificates: str) -> dict[str, dict[str, Any]]:
         return {one or "none": self._ask(one) for one in certificates}

@@ -4,7 +4,8 @@
 
 The broker's side is HTTP on a loopback port, `lab.fakes.access`. The engineers' side is the
 listener of `lab.tailnet`: a certificate of the access authority passes the handshake, and its user
-must exist at each query, on an open connection too. The output is one line, `Ready`.
+must exist at each query, on an open connection too. Clients may use lines, the native protocol or
+HTTP. The output is one line, `Ready`.
 """
 
 import asyncio
@@ -53,7 +54,8 @@ async def main(host: str, *arguments: str) -> None:
     server = ClickHouseDouble(lambda: time.time_ns() // 1_000_000)
     context = strict_context(Path(certificate), Path(key), Path(authority))
     ports = (int(native), int(https))
-    async with server.http, listening(host, context, response_of(server), ports) as (port, _):
+    serving = listening(host, context, response_of(server), ports, server.log_in)
+    async with server.http, serving as (port, _):
         line = msgspec.json.encode(Ready(state=READY, http=server.http.url, native=port))
         print(line.decode(), flush=True)
         await asyncio.Event().wait()

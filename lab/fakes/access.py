@@ -3,8 +3,10 @@
 It parses our statements strictly and refuses every other one (code 62), so a test sees a statement
 that changes. Users, queries and logs are as in ClickHouse's documentation of `CREATE USER`, `DROP
 USER` and `KILL QUERY`: an existing user stays unchanged, and a running query survives its user.
-TLS is not part of it: a listener passes the name in a client's certificate to `run_query`, which
-knows the user and the end of its validity, and nothing of roles.
+TLS is not part of it: a listener passes the name in a client's certificate to `run_query`, or to
+`log_in` for the native protocol. Both know the user and the end of its validity, and nothing of
+roles. As `Session.cpp` and `ContextAccess.cpp` of ClickHouse do, a session keeps the end that its
+user had at the login, and compares it before each query; a dropped user is refused then as well.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ import msgspec
 
 from byoc_agents.access import clickhouse_sql as sql
 from byoc_agents.access.server_checks import formatted_views
+from lab.fakes.clickhouse_native import ServerError
 from lab.fakes.http import HttpDouble, Reply, Request
 
 CREATE = re.compile(
@@ -37,6 +40,8 @@ LONG_QUERY = "SELECT sleepEachRow(1) FROM numbers(600)"  # ends by KILL QUERY, o
 RUNNING_QUERY = "SELECT count() FROM byoc_access.processes WHERE query LIKE 'SELECT sleep%'"
 LONG_SECONDS = 600
 CANCELLED = "Code: 394. DB::Exception: Query was cancelled\n"
+ERROR = re.compile(r"Code: (\d+)\. DB::Exception: (.*)\n")
+UNKNOWN_USER, AUTHENTICATION_FAILED, USER_EXPIRED = 192, 516, 720
 
 Row = dict[str, Any]
 LIMITS = ("max_queries", "max_result_rows", "max_result_bytes", "max_execution_time")
@@ -67,24 +72,36 @@ class ClickHouseDouble:
     hidden_lines: int = 0  # of query_log: counted, and not returned
     statements: list[str] = field(default_factory=list)
     on_statement: Callable[[str], None] = lambda _: None  # after it has run, before the response
+    engine: Callable[[str], str] | None = None  # answers other queries as TSV, or RuntimeError
+    logins: int = 0  # sessions of the native protocol that began
 
     def __post_init__(self) -> None:
         self.http = HttpDouble(apply=self._apply)
+        self.query_runs = asyncio.Event()  # set when LONG_QUERY begins
         self._kills: dict[str, asyncio.Event] = {}  # user -> set by KILL QUERY
 
     async def run_query(self, uri: str, text: str) -> str | None:
         """Return the result of a query as TSV, or None if no user has the certificate's name now.
 
         Each query begins and ends in query_log. The known queries are QUERY, RUNNING_QUERY
-        and LONG_QUERY, which is in system.processes while it runs. It goes on after its user was
-        dropped: only KILL QUERY ends it.
+        and LONG_QUERY, and those of the engine if there is one. LONG_QUERY is in system.processes
+        while it runs. It goes on after its user was dropped: only KILL QUERY ends it.
         """
-        named = msgspec.json.encode({"subject_alt_names": [f"URI:{uri}"]}).decode()
-        found = (user for user in self.users.values() if user["auth_params"] == [named])
-        user = next(found, None)
-        if user is None or self.clock_ms() >= 1000 * user["valid_until"][0]:
+        user = next((one for one in self.users.values() if _has_name(one, uri)), None)
+        if user is None or self.clock_ms() >= _end_ms(user):
             return None
-        name = user["name"]
+        return await self.run_query_as(user["name"], text)
+
+    def log_in(self, name: str, uri: str) -> "UserSession":
+        """Begin a session of a user with the name of a certificate. Raises ServerError."""
+        user = self.users.get(name)
+        if user is None or not _has_name(user, uri) or self.clock_ms() >= _end_ms(user):
+            raise ServerError(AUTHENTICATION_FAILED, f"{name}: Authentication failed")
+        self.logins += 1
+        return UserSession(self, user)
+
+    async def run_query_as(self, name: str, text: str) -> str:
+        """Return the result of a query of a user, also of one that is dropped meanwhile."""
         log = self.query_log.setdefault(name, [])
         started = sum(row["type"] == "QueryStart" for row in log)
         query_id = f"q-{started}"
@@ -102,9 +119,10 @@ class ClickHouseDouble:
         if text == RUNNING_QUERY:
             return f"{len(self.running.get(user, []))}\n"
         if text != LONG_QUERY:
-            return "Code: 62. DB::Exception: Syntax error\n"
+            return self._answer_by_engine(text)
         killed = self._kills.setdefault(user, asyncio.Event())
         self.running.setdefault(user, []).append(query_id)
+        self.query_runs.set()
         try:
             async with asyncio.timeout(LONG_SECONDS):
                 await killed.wait()
@@ -112,6 +130,16 @@ class ClickHouseDouble:
             self.running[user].remove(query_id)
             return "0\n" * LONG_SECONDS
         return CANCELLED
+
+    def _answer_by_engine(self, text: str) -> str:
+        if self.engine is None:
+            return "Code: 62. DB::Exception: Syntax error\n"
+        try:
+            return self.engine(text)
+        except RuntimeError as error:
+            if found := ERROR.search(f"{error}\n"):
+                return found[0]
+            raise
 
     def _apply(self, request: Request) -> Reply:
         text = request.body.decode()
@@ -205,6 +233,36 @@ class ClickHouseDouble:
             "system.users": lambda: [LOCKED],
         }
         return tables[found[1]]() if found and found[1] in tables else None
+
+
+class UserSession:
+    """A session of the native protocol, with the user and its end as they were at the login."""
+
+    def __init__(self, server: ClickHouseDouble, user: Row) -> None:
+        self._server, self._user = server, user
+        self._end_ms = _end_ms(user)
+
+    async def run(self, text: str) -> list[str]:
+        """Return the lines of the answer. Raises ServerError."""
+        name = self._user["name"]
+        if self._server.users.get(name) is not self._user:  # one of the same name is another user
+            raise ServerError(UNKNOWN_USER, f"User {name} has been dropped")
+        if self._server.clock_ms() >= self._end_ms:
+            raise ServerError(USER_EXPIRED, f"The user {name} has expired")
+        answer = await self._server.run_query_as(name, text)
+        if error := ERROR.fullmatch(answer):
+            raise ServerError(int(error[1]), error[2])
+        return answer.splitlines()
+
+
+def _has_name(user: Row, uri: str) -> bool:
+    """Return whether a certificate with this name is the user's."""
+    named = msgspec.json.encode({"subject_alt_names": [f"URI:{uri}"]}).decode()
+    return bool(user["auth_params"] == [named])
+
+
+def _end_ms(user: Row) -> int:
+    return 1000 * int(user["valid_until"][0])
 
 
 def _role_grants() -> list[Row]:

@@ -1,7 +1,8 @@
 """What an engineer runs: TLS with a client certificate. One JSON object per line on the output.
 
 `ask` sends one line and prints the answer, or the error. `hold` sends a line every 100 ms until its
-input ends or the connection does. `dial` only connects.
+input ends or the connection does. `dial` only connects. With `--user`, the line is a query over the
+native protocol of ClickHouse, by clickhouse-driver.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 INTERVAL_SECONDS = 0.1
 
@@ -25,6 +28,7 @@ def main() -> None:
     parser.add_argument("--authority", default="")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--send", default="hello\n")
+    parser.add_argument("--user", default="")
     parser.add_argument("--timeout", type=float, default=5.0)
     asked = parser.parse_args()
     try:
@@ -35,17 +39,65 @@ def main() -> None:
 
 
 def _do(asked: argparse.Namespace) -> None:
-    address = (asked.address, asked.port)
-    with socket.create_connection(address, asked.timeout) as plain:
-        if asked.do == "dial":
+    if asked.do == "dial":
+        with socket.create_connection((asked.address, asked.port), asked.timeout):
             _print(at=time.monotonic(), connected=True)
-            return
-        with _context(asked).wrap_socket(plain, server_hostname=asked.name or None) as tls:
-            if asked.do == "ask":
-                _print_answer(tls, asked.send)
-                return
+        return
+    with (_native if asked.user else _lines)(asked) as exchange:
+        _print_answer(exchange, asked.send)
+        if asked.do == "hold":
             while not select.select([sys.stdin], [], [], INTERVAL_SECONDS)[0]:
-                _print_answer(tls, asked.send)
+                _print_answer(exchange, asked.send)
+
+
+Exchange = Callable[[str], str]  # returns the answer. Raises OSError and EOFError
+
+
+@contextmanager
+def _lines(asked: argparse.Namespace) -> Iterator[Exchange]:
+    """Connect, and give the exchange of a line for a line."""
+    with (
+        socket.create_connection((asked.address, asked.port), asked.timeout) as plain,
+        _context(asked).wrap_socket(plain, server_hostname=asked.name or None) as tls,
+    ):
+
+        def exchange(text: str) -> str:
+            tls.sendall(text.encode())
+            if not (answer := tls.recv(65536)):
+                raise EOFError("closed by the peer")
+            return answer.decode()
+
+        yield exchange
+
+
+@contextmanager
+def _native(asked: argparse.Namespace) -> Iterator[Exchange]:
+    """Give the exchange of a query for its rows. The session begins with the first query."""
+    from clickhouse_driver import Client, errors  # noqa: PLC0415  for --user only
+
+    client = Client(
+        asked.address,
+        asked.port,
+        user=asked.user,
+        secure=True,
+        ca_certs=asked.authority,
+        certfile=asked.certificate or None,
+        check_hostname=bool(asked.name),
+        server_hostname=asked.name or None,
+        connect_timeout=asked.timeout,
+        send_receive_timeout=asked.timeout,
+    )
+
+    def exchange(text: str) -> str:
+        try:
+            return "".join(f"{row[0]}\n" for row in client.execute(text))
+        except errors.Error as error:  # of the server or of the network
+            raise OSError(f"code {error.code}: {error}") from error
+
+    try:
+        yield exchange
+    finally:
+        client.disconnect()
 
 
 def _context(asked: argparse.Namespace) -> ssl.SSLContext:
@@ -56,17 +108,10 @@ def _context(asked: argparse.Namespace) -> ssl.SSLContext:
     return context
 
 
-def _print_answer(tls: ssl.SSLSocket, text: str) -> None:
+def _print_answer(exchange: Exchange, text: str) -> None:
     """Print the answer with the time at which it came."""
-    answer = _exchange(tls, text)
+    answer = exchange(text)
     _print(at=time.monotonic(), answer=answer)
-
-
-def _exchange(tls: ssl.SSLSocket, text: str) -> str:
-    tls.sendall(text.encode())
-    if not (answer := tls.recv(65536)):
-        raise EOFError("closed by the peer")
-    return answer.decode()
 
 
 def _print(**values: object) -> None:

@@ -55,7 +55,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Engineer:
-    """The engineer's programs. A certificate is the file NAME.pem of the directory, or none: ""."""
+    """The engineer's programs. A certificate is the file NAME.pem of the directory, or none: "".
+
+    With the option `user` they speak ClickHouse's native protocol.
+    """
 
     directory: Path
     before: tuple[str, ...] = ()  # the command that enters the engineer's place
@@ -104,7 +107,6 @@ class Engineer:
             "certificate": str(self.directory / f"{certificate}.pem") if certificate else "",
             "timeout": str(options.get("timeout", 8.0)),
         }
-        if "send" in options:
-            given["send"] = options["send"]
+        given |= {name: options[name] for name in ("send", "user") if name in options}
         flags = [f"--{name}={value}" for name, value in given.items()]
         return [sys.executable, "-m", "lab.tailnet.client", do, address, str(port), *flags]

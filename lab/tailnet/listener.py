@@ -1,8 +1,10 @@
 """A stand-in for ClickHouse's listener for engineers: TLS on 9441 and 8444, by certificate only.
 
 A peer without a certificate of the access authority ends in the handshake, as the chart's
-`files/access-listener.xml` asks of ClickHouse. On 8444 each request is answered over HTTP; on 9441,
-instead of the native protocol, each line is. `Answer` decides about the text.
+`files/access-listener.xml` asks of ClickHouse. On 8444 each request is answered over HTTP. On 9441
+a client of the native protocol is served if there is a `LogIn`, and each line of another client is
+answered, so that a test of the way to the server needs no protocol. `Answer` decides about lines
+and requests.
 
     python -m lab.tailnet.listener HOST CERTIFICATE KEY AUTHORITY
 
@@ -15,12 +17,14 @@ import inspect
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from lab.fakes.clickhouse_native import HELLO, LogIn, serve_native
 from lab.real.chdb_front import Engine
 
 NATIVE_PORT, HTTPS_PORT = 9441, 8444
@@ -80,11 +84,16 @@ async def listening(
     context: ssl.SSLContext,
     answer: Answer = name_and_text,
     ports: tuple[int, int] = (NATIVE_PORT, HTTPS_PORT),
+    log_in: LogIn | None = None,
 ) -> AsyncIterator[tuple[int, int]]:
     """Serve the native and the HTTPS port, 0 for a free one; yield the ports."""
     async with AsyncExitStack() as stack:
         found = []
-        for port, serve in zip(ports, (_serve_lines, _serve_http), strict=True):
+        both: tuple[Callable[..., Any], ...] = (
+            partial(_serve_native_or_lines, log_in),
+            _serve_http,
+        )
+        for port, serve in zip(ports, both, strict=True):
             handler = _closing(serve, answer)
             server = await asyncio.start_server(
                 handler, host, port, ssl=context, limit=MAX_LINE_BYTES
@@ -105,13 +114,21 @@ def _closing(serve: Callable[..., Any], answer: Answer) -> Callable[..., Any]:
             pass
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     return handle
 
 
-async def _serve_lines(streams: Streams, answer: Answer) -> None:
+async def _serve_native_or_lines(log_in: LogIn | None, streams: Streams, answer: Answer) -> None:
+    """Serve a client by its first byte: that of a hello is in no line."""
     reader, writer = streams
-    while line := await reader.readline():
+    first = await reader.read(1)
+    if log_in is not None and first == bytes((HELLO,)):
+        await serve_native(reader, writer, _query(writer, "").uri, log_in)
+        return
+    while line := first + await reader.readline():
+        first = b""
         _, body = await _finish(answer(_query(writer, line.decode().rstrip("\r\n"))))
         writer.write(body)
         await writer.drain()

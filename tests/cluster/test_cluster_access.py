@@ -319,3 +319,19 @@ def test_an_uninstall_ends_access_first_and_keeps_the_volume(cluster: Cluster, b
     assert (Path(volume["spec"]["local"]["path"]) / "access-broker" / "kill-switch").exists()
     assert cluster.items("jobs", NAMESPACE) == []
     cluster.wait(lambda: not pods(cluster, "access-broker"), "the end of the pod", NAMESPACE)
+
+
+def test_a_broker_that_was_never_scheduled_does_not_block_the_uninstall(cluster: Cluster) -> None:
+    """On the volume of the release before. No node has the label that the broker's pod asks for."""
+    values = values_of_broker()
+    values["accessBroker"]["nodeSelector"] = {"example.com/none": "here"}
+    where = ["-n", NAMESPACE, "-f", str(environment.write_values(cluster, values))]
+    cluster.helm("install", RELEASE, str(environment.CHART), *where)
+    try:
+        cluster.wait(lambda: pods(cluster, "access-broker"), "a pod", NAMESPACE)
+        (pod,) = pods(cluster, "access-broker")
+        assert "nodeName" not in pod["spec"]
+        assert "uninstalled" in cluster.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+        assert cluster.items("jobs", NAMESPACE) == []
+    finally:
+        environment.remove_chart(cluster)

@@ -35,6 +35,9 @@ says() { # says PATTERN COMMAND...: the output matches, whatever the exit code
   shift
   "$@" 2>&1 | tee "$WORK/said" | grep -qE "$pattern"
 }
+# ends_in_handshake COMMAND...: curl found a failed handshake, a closed connection or a reset, no answer and no
+# unreachable server. With TLS 1.3 the client may see the end of the connection before the alert.
+ends_in_handshake() { says '^curl: \((35|52|56)\)' "$@"; }
 clean() { admin "DROP USER IF EXISTS $USER_NAME" >/dev/null; admin "DROP ROLE IF EXISTS byoc_manual" >/dev/null; rm -rf "$WORK"; }
 trap clean EXIT
 
@@ -54,10 +57,11 @@ certificate foreign "$WORK/other.crt" "$WORK/other.key" 1
 https() { # https CERTIFICATE QUERY [curl options]
   local own=$1 query=$2
   shift 2
-  curl -sS -m 20 -f --cacert "$SERVER_CA" --connect-to "$NAME:8444:$HOST:8444" \
+  curl -sS -m 20 -f --cacert "$SERVER_CA" --connect-to "$NAME:8444:$HOST:${PORT:-8444}" \
     --cert "$WORK/$own.crt" --key "$WORK/$own.key" -H "X-ClickHouse-User: $USER_NAME" \
     -H "X-ClickHouse-SSL-Certificate-Auth: on" "$@" --data-binary "$query" "https://$NAME:8444/"
 }
+usual() { PORT=8443 https "$@"; } # curl uses the first --connect-to only
 native() { # native CERTIFICATE QUERY
   cat >"$WORK/client.xml" <<XML
 <config><openSSL><client><certificateFile>$WORK/$1.crt</certificateFile><privateKeyFile>$WORK/$1.key</privateKeyFile>
@@ -82,16 +86,17 @@ fact "the certificate logs in over HTTPS" says '^1$' https good "SELECT 1 FROM s
 fact "the certificate logs in over the native protocol" says '^1$' native good "SELECT 1 FROM system.one"
 fact "the role is active at login" says byoc_manual https good "SELECT currentRoles()"
 for kind in expired foreign; do
-  fact "a certificate that is $kind is refused over HTTPS" refuses https "$kind" "SELECT 1"
+  fact "a certificate that is $kind is refused over HTTPS" ends_in_handshake https "$kind" "SELECT 1"
   fact "a certificate that is $kind is refused over the native protocol" refuses native "$kind" "SELECT 1"
 done
-fact "no certificate: the handshake ends, before any password" refuses curl -sS -m 20 --cacert "$SERVER_CA" --connect-to "$NAME:8444:$HOST:8444" "https://$NAME:8444/?user=default"
-fact "the usual ports take no notice of the access authority" refuses https good "SELECT 1" --connect-to "$NAME:8444:$HOST:8443"
+fact "no certificate: the handshake ends, before any password" ends_in_handshake curl -sS -m 20 --cacert "$SERVER_CA" --connect-to "$NAME:8444:$HOST:8444" "https://$NAME:8444/?user=default"
+fact "the right certificate still logs in after these refusals" says '^1$' native good "SELECT 1 FROM system.one"
+fact "the usual ports take no notice of the access authority" refuses usual good "SELECT 1"
 fact "the user may read nothing else" says 'ACCESS_DENIED|497' https good "SELECT count() FROM system.query_log" --no-fail
 
-create "" 5
+create "" 8
 fact "VALID UNTIL ends a live native session at its next query" says 'EXPIRED|expired' native good \
-  "SELECT 1 FROM system.one; SELECT sleep(3); SELECT sleep(3); SELECT 2 FROM system.one"
+  "SELECT 1 FROM system.one; SELECT sleep(3); SELECT sleep(3); SELECT sleep(3); SELECT 2 FROM system.one"
 fact "VALID UNTIL refuses the next login" refuses https good "SELECT 1"
 create "" 600
 { native good "SELECT sleepEachRow(1) FROM numbers(20) SETTINGS function_sleep_max_microseconds_per_block = 60000000" >"$WORK/running" 2>&1 & }

@@ -100,7 +100,9 @@ def test_the_vendor_is_sent_the_certificate_after_the_approval(
 def test_the_query_is_answered_through_nginx_by_the_grants_user(
     steps: dict[str, Step], directory: Path
 ) -> None:
-    assert steps["queried"].seen["answer"] == USER
+    seen = steps["queried"].seen
+    assert (seen["answer"], seen["native"]) == (USER, USER)
+    assert seen["refused"].startswith("OSError: code 516: "), "another user's certificate"
     lines = (directory / "proxy.log").read_text().splitlines()
     reached = [one for one in map(json.loads, (x for x in lines if x.startswith("{"))) if one]
     names = {one["server_name"] for one in reached if one.get("to") == f"{SERVERS}:9441"}
@@ -114,6 +116,16 @@ def test_after_the_revocation_the_open_connection_is_refused_in_time(
     assert seen["answer"] == f"{GRANT}: closing"
     assert seen["answers"] > 0, "the connection was open and in use"
     assert seen["seconds"] < REVOKED_SECONDS
+
+
+def test_after_the_revocation_the_live_native_session_is_refused_in_time(
+    steps: dict[str, Step],
+) -> None:
+    """By clickhouse-driver, with the code of a user that was dropped."""
+    seen = steps["revoked"].seen["native"]
+    assert seen["answers"] > 0, "the session was live and in use"
+    assert seen["error"].startswith("OSError: code 192: ")
+    assert 0 < seen["seconds"] < REVOKED_SECONDS
 
 
 def test_the_revocation_ends_a_running_query_in_time(steps: dict[str, Step]) -> None:
@@ -225,7 +237,8 @@ def test_the_logs_have_every_answered_query_and_the_digest_of_the_ledger(
 ) -> None:
     rows = [json.loads(row) for row in (pack / "r0-queries.jsonl").read_text().splitlines()]
     started = [row["query"] for row in rows if row["type"] == "QueryStart"]
-    assert started.count(QUERY) == steps["revoked"].seen["answers"] + 1
+    revoked = steps["revoked"].seen
+    assert started.count(QUERY) == revoked["answers"] + revoked["native"]["answers"] + 2
     assert started.count(LONG_QUERY) == 1
     assert len(started) == steps["verified"].seen["queries"]
     ended = [row["query"] for row in rows if row["type"] == "ExceptionWhileProcessing"]

@@ -356,8 +356,6 @@ def test_an_uninstall_sets_the_kill_switch_first_and_waits(broker: tuple[str, ..
     assert mount in daemon["volumeMounts"]
     (state,) = [one for one in daemon["env"] if one["name"] == "BYOC_STATE_DIR"]
     assert container["env"] == [state]
-    (rule,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    assert rule["labelSelector"] == deployment["spec"]["selector"]
     labels = job["spec"]["template"]["metadata"]["labels"]
     for policy in (one for one in made if one["kind"] == "NetworkPolicy"):
         selected = policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
@@ -365,6 +363,43 @@ def test_an_uninstall_sets_the_kill_switch_first_and_waits(broker: tuple[str, ..
         assert not (selected and {"ingress", "egress"} & policy["spec"].keys()), "it has no network"
     (claim,) = [one for one in made if one["kind"] == "PersistentVolumeClaim"]
     assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_hook_runs_on_the_brokers_node_or_on_any_if_no_broker_was_scheduled(
+    broker: tuple[str, ...],
+) -> None:
+    """A required affinity whose selector matches the pod itself admits any node, if there is none.
+
+    So the selector must match both pods, and no other pod of any release.
+    """
+    made = added(*broker)
+    (job,) = [one for one in made if one["kind"] == "Job"]
+    pod = job["spec"]["template"]
+    (rule,) = pod["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert rule.keys() == {"topologyKey", "labelSelector"}, "of the same namespace only"
+    assert rule["topologyKey"] == "kubernetes.io/hostname"
+    everything = [
+        one["spec"]["template"]["metadata"]["labels"]
+        for one in render.manifests(DEFAULT, *broker)
+        if one["kind"] in {"Deployment", "StatefulSet", "DaemonSet", "Job"}
+    ]
+    matched = [labels for labels in everything if selects(rule["labelSelector"], labels)]
+    components = [labels["app.kubernetes.io/component"] for labels in matched]
+    assert sorted(components) == ["access-broker", "access-broker-end"]
+    assert len(everything) > len(matched)
+    assert not selects(
+        rule["labelSelector"], matched[0] | {"app.kubernetes.io/instance": "another"}
+    )
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    expressions = selector.get("matchExpressions", [])
+    assert all(one["operator"] == "In" for one in expressions)
+    return selector["matchLabels"].items() <= labels.items() and all(
+        labels.get(one["key"]) in one["values"] for one in expressions
+    )
 
 
 async def test_the_command_of_the_hook_ends_all_access(

@@ -16,6 +16,8 @@ from lab.real.parts import helm
 VALUES = CI[[render.name(one) for one in CI].index("tailnet")]
 ACCESS = CI[[render.name(one) for one in CI].index("access")]
 ENDPOINTS = {"kubernetes": {6443}, "clickhouse": {9441, 8444}, "metrics": {9443}}
+SERVERS = {"kubernetes": 443, "clickhouse": 9441, "metrics": 9090}  # ports behind nginx
+API_SERVERS = ("10.0.1.0/24", "10.0.2.0/24")
 NAME = "byoc-agents-tailnet"
 RANGES = {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
 
@@ -134,6 +136,30 @@ def test_nginx_is_reached_by_each_pod_on_its_ports_only() -> None:
         component = peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
         found[component] = {one["port"] for one in rule["ports"]}
     assert found == {f"tailnet-{name}": ports for name, ports in ENDPOINTS.items()}
+
+
+def test_nginx_reaches_the_endpoints_own_servers_and_a_resolver_only() -> None:
+    resolver, clickhouse, api_server, prometheus = egress_of_nginx()
+    assert {one["port"] for one in resolver["ports"]} == {53}
+    assert {one["port"] for one in clickhouse["ports"]} == {9441, 8444}
+    assert api_server["to"] == [{"ipBlock": {"cidr": one}} for one in API_SERVERS]
+    assert {one["port"] for one in api_server["ports"]} == {443, 6443}
+    (peer,) = prometheus["to"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "monitoring"}
+    assert {one["port"] for one in prometheus["ports"]} == {9090}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_nginx_reaches_no_server_of_an_endpoint_that_is_off(endpoint: str) -> None:
+    off = egress_of_nginx("--set", f"tailnet.{endpoint}.enabled=false")
+    gone = [one for one in egress_of_nginx() if one not in off]
+    assert [one["ports"][0]["port"] for one in gone] == [SERVERS[endpoint]]
+
+
+def egress_of_nginx(*flags: str) -> list[dict[str, Any]]:
+    spec = named("NetworkPolicy", f"{NAME}-nginx", *flags)["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    return list(spec["egress"])
 
 
 def test_clickhouse_is_reached_by_nginx_on_the_listeners_ports() -> None:

@@ -198,7 +198,8 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
             action="append",
             default=[],
             metavar="KEY",
-            help=f"base64 as in `{keys}` of the policy, or a PEM file; may be given again",
+            help=f"base64 as in `{keys}` of the policy, or a PEM file; may be given again"
+            + ("; each approval must have a signature of one" if side == "approver" else ""),
         )
     made["verify"].add_argument(
         "--anchor",

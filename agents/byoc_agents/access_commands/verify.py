@@ -74,11 +74,15 @@ def verify_evidence(
 ) -> EvidenceVerdict:
     """Return everything that is wrong with the evidence. Raises OSError if it cannot be read.
 
-    Without keys, those of the policies in the evidence count.
+    Without keys, those of the policies in the evidence count. With the approvers' keys, every
+    approval must be signed by one of them.
     """
-    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.is_symlink())
+    files = {path.name: path.read_bytes() for path in paths}
     verdict = EvidenceVerdict(directory=str(directory), files=len(files))
     verdict.problems += _find_changed_files(files)
+    for path in sorted(set(directory.rglob("*")) - set(paths)):  # the evidence has no directory
+        verdict.problems.append(f"{path.relative_to(directory)}: not listed in {SUMS}")
     check = _EvidenceCheck(verdict, files, vendor_keys, approver_keys)
     verdict.problems += check.find_broken_chain(anchors)
     try:
@@ -287,6 +291,7 @@ class _EvidenceCheck:
             if payload:
                 self._check_approval(name, payload)
                 signers.update(key_ids)
+        self._check_unsigned(len(signers))
         if opening is None or policy is None:
             return
         signed = policy.file.approval == "signed"
@@ -294,9 +299,18 @@ class _EvidenceCheck:
             self._verdict.notes.append("the approvers' keys are those of the evidence's policy")
         given = _split(opening, "approvers")
         self._check_enough(policy, opening, len(signers) if signed else len(given))
-        if given and not signed:
+        if given and not (signed or self._approver_keys):
             who = ", ".join(given)
             self._verdict.notes.append(f"approved by {who}: a name as it was given, not signed")
+
+    def _check_unsigned(self, signed: int) -> None:
+        """With the approvers' keys, find approvals without a signature, also before an opening."""
+        named = [fact for fact in self._facts if fact.detail.get("approvers")]
+        given = _split(named[-1], "approvers") if named else []
+        if self._approver_keys and signed < len(given):
+            who, line = ", ".join(given), f"ledger.jsonl: line {named[-1].sequence}"
+            found = f"approved by {who}: {signed} of {len(given)} approvals are signed"
+            self._add(f"{line}: {found} by the given approver keys")
 
     def _check_approval(self, name: str, payload: bytes) -> None:
         try:
@@ -317,6 +331,8 @@ class _EvidenceCheck:
         if given < needed:
             line = f"ledger.jsonl: line {opening.sequence}"
             self._add(f"{line}: opened with {given} approvals: the policy needs {needed}")
+        if not needed:
+            self._verdict.notes.append("opened without an approval: the policy needs none")
 
     def _check_certificate(self) -> None:
         """Check the certificate's digest, authority, name, key and end."""

@@ -203,6 +203,19 @@ async def test_in_mode_signed_only_a_key_of_the_customer_approves(harness: Harne
     assert "approval_1" in harness.facts()[-1].sha256
 
 
+async def test_an_approval_of_a_request_that_has_ended_is_refused(harness: Harness) -> None:
+    """A signed approval that was not used in time opens nothing later."""
+    harness.write_policy(approval="signed")
+    request = request_envelope()
+    approval = Approve(id=GRANT_ID, envelope=approval_envelope(request))
+    await harness.order(Submit(envelope=request))
+    await harness.order(Deny(id=GRANT_ID, by="anna", comment="no"))
+    assert await harness.order(approval) == f"{GRANT_ID}: not pending"
+    await harness.order(Submit(envelope=request))
+    assert await harness.order(approval) == f"{GRANT_ID}: not pending"
+    assert harness.users == NOBODY
+
+
 async def test_in_mode_signed_two_signatures_are_two_approvals(harness: Harness) -> None:
     harness.write_policy(approval="signed", approvals_needed=2)
     request = request_envelope()
@@ -606,6 +619,20 @@ async def test_a_clock_that_is_set_back_closes(harness: Harness) -> None:
     harness.clock.step_wall(-61)
     await harness.broker.run_pass()
     assert (harness.users, harness.grant().ended_because) == (NOBODY, "clock_stepped")
+
+
+async def test_a_clock_that_is_set_back_by_a_restart_of_the_machine_closes(tmp_path: Path) -> None:
+    """The boot time of another boot says nothing: the highest wall time that was stored does."""
+    harness = Harness(tmp_path)
+    async with harness.running() as broker:
+        await harness.open_grant()
+        await harness.passes(120)
+        await broker.finish()
+    harness.clock.step_wall(-91)
+    harness.clock.boot_id = "boot-2"
+    async with harness.running() as broker:
+        await broker.run_pass()
+        assert (harness.users, harness.grant().ended_because) == (NOBODY, "clock_stepped")
 
 
 async def test_boot_time_ends_it_although_the_wall_clock_stands_still(harness: Harness) -> None:

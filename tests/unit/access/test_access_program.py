@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from byoc_agents.ledger.verify import verify
 from tests.unit.access.access_documents import GRANT_ID
 from tests.unit.access.program_harness import Program, until
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "access.md"
 USER = user_of(GRANT_ID)
 BOTH = {"r0": [USER], "r1": [USER]}
 NOBODY: dict[str, list[str]] = {"r0": [], "r1": []}
@@ -86,6 +90,38 @@ async def test_the_kill_switch_ends_access_within_seconds(program: Program) -> N
         assert program.plane.events[-1]["reason"] == "kill_switch"
         metric = await program.metric('byoc_access_kill_switch{daemon="access-broker"}')
         assert metric == 1
+
+
+def drill() -> list[list[str]]:
+    """Return the commands of the drill, as docs/access.md prints them."""
+    block = PAGE.read_text().split("## The drill\n")[1].split("```\n")[1]
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+async def test_the_drill_of_the_page_ends_all_access_within_a_minute(program: Program) -> None:
+    seen = []
+    async with program.running():
+        await open_grant(program)
+        program.servers["r0"].running[USER] = ["q-1"]
+        began = time.monotonic()
+        for name, *arguments in drill():
+            assert name == "byoc-agents"
+            done = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "byoc_agents.app.cli", *arguments),
+                env={
+                    "PATH": os.environ["PATH"],
+                    "BYOC_STATE_DIR": str(program.directory / "state"),
+                },
+                stdout=asyncio.subprocess.PIPE,
+            )
+            out, _ = await done.communicate()
+            seen.append((done.returncode, out.decode().splitlines()[-1]))
+            if "--wait" in arguments:
+                assert time.monotonic() - began < 60
+                assert program.users == NOBODY
+                assert not program.servers["r0"].running
+    assert [code for code, _ in seen] == [1, 0, 0, 0]
+    assert seen[1][1] == "nobody has access"
 
 
 async def test_a_mounted_kill_switch_that_is_missing_counts_as_on(program: Program) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 HERE = Path(__file__).parent
 
+FILES = {"chart": HERE.parents[1] / "real" / "test_real_chart_access.py"}
+
 # Situation, file of its test, name of its test.
 SITUATIONS = """
 the control plane does not respond         broker    without_leases_access_runs_to_its_end_although_nobody_answers
@@ -17,6 +19,11 @@ another audience                           broker    a_request_for_another_servi
 a known id with other bytes                broker    an_id_with_other_bytes_is_a_conflict
 the same bytes again                       broker    the_same_request_again_changes_nothing
 an id from before a lost store             broker    a_request_from_before_a_lost_store_is_refused
+the same, after the grant has ended        broker    an_ended_id_cannot_be_used_again_after_a_restart
+the request has expired                    policy    a_request_is_expired_at_its_end
+a key of the vendor has expired            envelope  an_expired_key_does_not_count_from_its_end_on
+the vendor withdraws                       broker    the_vendor_can_end_it
+a stranger withdraws                       broker    a_stranger_cannot_end_it
 the policy refuses                         broker    the_policy_refuses_and_the_vendor_gets_the_rule_only
 the CSR cannot be signed                   broker    a_csr_that_cannot_be_signed_is_refused_at_once
 the event `open` is not delivered          broker    the_certificate_is_in_the_event_while_it_is_open
@@ -27,6 +34,8 @@ the policy is tightened                    broker    a_tightened_policy_closes
 an approval of less                        broker    an_approver_may_give_less
 an approval of more                        broker    an_approval_of_more_is_refused_and_the_request_stays
 an approval by a wrong key                 broker    in_mode_signed_only_a_key_of_the_customer_approves
+an approval of another request             broker    in_mode_signed_only_a_key_of_the_customer_approves
+an approval of a request that has ended    broker    an_approval_of_a_request_that_has_ended_is_refused
 nobody answers                             broker    nobody_answers
 outside the hours                          broker    an_approved_grant_waits_until_it_may_begin_and_lapses
 the ledger fails before the opening        broker    nothing_opens_while_the_ledger_fails_and_it_opens_later
@@ -39,6 +48,7 @@ the clock of one server is wrong           broker    a_server_whose_clock_is_wro
 the clocks of all servers are wrong        broker    it_fails_if_every_clock_is_wrong
 one server fails a check                   broker    a_server_that_fails_a_check_is_not_opened
 all servers fail a check                   broker    it_fails_if_every_server_fails_a_check
+a server fails a check while open          broker    a_server_that_fails_a_check_later_loses_the_user
 the CA cannot be read                      broker    a_ca_that_cannot_be_read_fails_the_opening
 one server is unreachable                  broker    an_unreachable_replica_is_opened_later
 all servers are needed                     broker    all_replicas_are_needed_if_the_policy_says_so
@@ -56,6 +66,7 @@ an end is ordered during the opening       broker    an_end_during_the_opening_i
 the end, by the wall clock                 broker    it_ends_at_its_end
 the end, by the boot time                  broker    boot_time_ends_it_although_the_wall_clock_stands_still
 the wall clock is set back                 broker    a_clock_that_is_set_back_closes
+the machine has restarted, clock set back  broker    a_clock_that_is_set_back_by_a_restart_of_the_machine_closes
 a server is unreachable at the end         broker    an_unreachable_server_is_tried_until_it_answers
 the right to drop was taken away           broker    a_user_after_its_end_is_overdue_until_it_is_gone
 a server will never respond again          broker    a_replica_that_is_given_up_makes_the_record_incomplete
@@ -64,6 +75,10 @@ the logs cannot be read                    broker    logs_that_cannot_be_read_un
 the logs have a gap                        broker    logs_with_a_gap_are_never_complete
 SIGTERM                                    program   sigterm_leaves_access_open_and_the_next_start_goes_on
 SIGTERM, and the settings say `close`      program   sigterm_ends_access_if_the_settings_say_so
+an uninstall                               chart     the_command_of_the_hook_ends_all_access
+an uninstall while access is open          chart     the_hook_fails_while_access_is_open
+the network path does not open             tailnet   an_opening_fails_if_its_endpoints_cannot_be_scaled
+the network path does not close            tailnet   an_end_does_not_wait_for_the_kubernetes_api
 two brokers with one directory             broker    a_second_broker_in_the_same_directory_does_not_start
 two brokers with two directories           broker    a_second_broker_with_another_directory_drops_the_users_of_the_first
 the kill switch, by its file               program   the_kill_switch_ends_access_within_seconds
@@ -78,7 +93,8 @@ def situations() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("situation", "file", "name"), situations())
 def test_a_situation_has_its_test(situation: str, file: str, name: str) -> None:
-    tree = ast.parse((HERE / f"test_access_{file}.py").read_text())
+    path = FILES.get(file, HERE / f"test_access_{file}.py")
+    tree = ast.parse(path.read_text())
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = {one.name for one in tree.body if isinstance(one, functions)}
     assert f"test_{name}" in found, situation

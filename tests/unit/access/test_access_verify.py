@@ -161,6 +161,36 @@ async def test_a_missing_and_an_added_file_are_found(
     assert "added.txt: not listed in SHA256SUMS" in problems
 
 
+async def test_everything_that_is_no_file_of_the_evidence_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file in a directory, also if SHA256SUMS lists it; an empty directory; a link."""
+    inner = pack / "more" / "deeper"
+    inner.mkdir(parents=True)
+    (inner / "added.txt").write_text("x")
+    (pack / "empty").mkdir()
+    (pack / "link.txt").symlink_to(pack / "README.txt")
+    (pack / "link").symlink_to(pack.parent)
+    problems = Found(capsys, pack, *KEYS).problems
+    names = ("empty", "link", "link.txt", "more", "more/deeper", "more/deeper/added.txt")
+    assert problems == [f"{name}: not listed in SHA256SUMS" for name in names]
+    with (pack / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{sha256(b'x')}  more/deeper/added.txt\n")
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "more/deeper/added.txt: not listed in SHA256SUMS" in problems
+    assert any(one.endswith("is not a digest and a name") for one in problems)
+
+
+async def test_a_link_in_place_of_a_file_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it points to may change after the check."""
+    moved = (pack / "README.txt").rename(pack.parent / "README.txt")
+    (pack / "README.txt").symlink_to(moved)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "README.txt: no such file, and SHA256SUMS lists it" in problems
+
+
 # Changes by somebody who also writes SHA256SUMS again.
 
 
@@ -363,7 +393,19 @@ async def test_a_denied_request_needs_no_certificate(
     assert Found(capsys, write(harness), *KEYS).problems == []
 
 
-async def test_unsigned_approvals_are_named_as_such(
+async def test_without_an_approver_key_an_unsigned_approval_is_a_note(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness.write_policy()
+    await harness.open_grant()
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    found = Found(capsys, write(harness), *KEYS[:2])
+    assert (found.code, found.problems) == (0, [])
+    assert "approved by anna: a name as it was given, not signed" in found.notes
+
+
+async def test_with_an_approver_key_an_unsigned_approval_is_a_problem(
     harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     harness.write_policy()
@@ -371,8 +413,38 @@ async def test_unsigned_approvals_are_named_as_such(
     await harness.order(Revoke(id=GRANT_ID, by="anna"))
     await harness.passes(1, 2)
     found = Found(capsys, write(harness), *KEYS)
+    (problem,) = found.problems
+    expected = "approved by anna: 0 of 1 approvals are signed by the given approver keys"
+    assert problem.endswith(expected)
+    assert found.code == 1
+    assert not any("not signed" in note for note in found.notes)
+
+
+async def test_an_unsigned_approval_of_a_request_that_never_opened_is_a_problem_too(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two approvals was given when the request was denied."""
+    harness.write_policy(approvals_needed=2)
+    await harness.order(Submit(envelope=request_envelope()))
+    await harness.order(Approve(id=GRANT_ID, by="anna"))
+    await harness.order(Deny(id=GRANT_ID, by="bert", comment="no"))
+    pack = write(harness)
+    assert Found(capsys, pack).problems == []
+    (problem,) = Found(capsys, pack, *KEYS).problems
+    assert "approved by anna: 0 of 1 approvals are signed" in problem
+
+
+async def test_a_grant_that_needed_no_approval_is_named_as_such(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness.write_policy(approval="transparency")
+    await harness.order(Submit(envelope=request_envelope()))
+    await harness.passes(1, 2)
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    found = Found(capsys, write(harness), *KEYS)
     assert found.problems == []
-    assert "approved by anna: a name as it was given, not signed" in found.notes
+    assert "opened without an approval: the policy needs none" in found.notes
 
 
 async def test_an_expired_vendor_key_counted_when_the_request_came(
