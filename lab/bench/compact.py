@@ -29,6 +29,7 @@ from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
+from lab.bench.machine import measured
 from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.s3 import FakeS3
 
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=RECORDS, help="records of one object")
     options = parser.parse_args()
     figures = asyncio.run(measure(options.objects, options.records, options.sources))
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(figures | {"measured": measured()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
+from lab.bench.machine import measured
 from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects
 from lab.fakes.s3 import FakeS3
 
@@ -309,7 +310,7 @@ def main() -> None:
             figures = compact_over_http(options.objects, options.records, options.hours)
         else:
             figures = compact_many(options.objects, options.records, root, options.hours)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(figures | {"measured": measured()}) + "\n")
 
 
 if __name__ == "__main__":

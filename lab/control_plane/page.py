@@ -19,6 +19,7 @@ import msgspec
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.fleet import QUERIES, fill_query
 from byoc_control_plane.store import HttpStore, Store, create_tables, fetch_rows
+from lab.bench.machine import measured
 from lab.control_plane.fleet_rows import END_MS, store_fleet
 from lab.control_plane.processes import plane_environment
 from lab.control_plane.simulation import START_MS
@@ -76,6 +77,7 @@ async def run(directory: Path, replicas: int, copies: int, runs: int) -> dict[st
         "runs": runs,
         "page_seconds": round(sum(seconds.values()), 2),
         "query_seconds": seconds,
+        "measured": measured(),
     }
 
 

@@ -14,6 +14,7 @@ from byoc_control_plane.bucket import ExistsError, Listed
 from byoc_control_plane.cli import main
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
+from byoc_control_plane.key_list import ITEM_BYTES
 from byoc_control_plane.metrics import PlaneMetrics
 from lab.control_plane.compaction import compact_many, compact_until, contents, kill_often, write
 from lab.fakes.billing import objects
@@ -60,9 +61,8 @@ async def test_hours_that_do_not_fit_into_the_memory_are_listed_again(
     for number in range(4):
         late = history(number, now_ms=1_795_435_200_000 + (3 - number) * 3_600_000)
         write(tmp_path, objects((late.measured() for _ in range(8)), size=2))
-    made = Compactor(
-        DirectoryBucket(tmp_path), "v1/", Shard(0, 1), PlaneMetrics(), max_sources=most
-    )
+    bounds = {"max_sources": most, "max_listed_bytes": most * ITEM_BYTES}
+    made = Compactor(DirectoryBucket(tmp_path), "v1/", Shard(0, 1), PlaneMetrics(), **bounds)
     tally = await made.run("2026-11-23T20")
     assert (tally.archived, tally.deleted, tally.held) == (16, 16, 0)
     assert all(name.startswith("v1/archive/") for name in contents(tmp_path))

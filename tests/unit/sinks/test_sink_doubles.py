@@ -29,7 +29,7 @@ async def test_of_many_conditional_puts_at_once_one_is_applied() -> None:
 async def test_a_wrong_checksum_stores_nothing(header: str) -> None:
     async with FakeS3() as s3, aiohttp.ClientSession() as session:
         answer = await session.put(f"{s3.url}/b/key", data=b"x", headers={header: "0" * 64})
-    assert (answer.status, s3.objects) == (400, {})
+    assert (answer.status, dict(s3.objects)) == (400, {})
 
 
 async def test_what_was_put_is_read_back() -> None:
