@@ -16,7 +16,14 @@ from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.key_list import ITEM_BYTES
 from byoc_control_plane.metrics import PlaneMetrics
-from lab.control_plane.compaction import compact_many, compact_until, contents, kill_often, write
+from lab.control_plane.compaction import (
+    compact_many,
+    compact_until,
+    contents,
+    kill_at_each,
+    kill_often,
+    write,
+)
 from lab.fakes.billing import objects
 from tests.unit.billing.buckets import torn
 from tests.unit.control_plane.compactor_harness import BEFORE, history, landing, opened, with_body
@@ -27,6 +34,12 @@ def test_sigkill_at_any_access_leaves_the_same_bytes_and_the_same_report(tmp_pat
     found = kill_often(40, seed=1, directory=tmp_path)
     assert found["kills"] >= 40
     assert found["points"] >= 30
+
+
+def test_sigkill_at_each_of_the_first_accesses_leaves_the_same_bytes(tmp_path: Path) -> None:
+    """`python -m lab.control_plane.compaction points` takes the first thousand."""
+    found = kill_at_each(25, tmp_path)
+    assert (found["kills"], found["points"]) == (25, 25)
 
 
 def test_a_child_is_really_killed(tmp_path: Path) -> None:
