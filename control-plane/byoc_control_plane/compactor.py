@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
+import zstandard
 
 from byoc_agents.audit.check import check_fitness
 from byoc_agents.audit.intervals import Spans
@@ -88,6 +89,7 @@ class Compactor:
         self._metrics = metrics
         self._max_sources = max_sources
         self._max_listed_bytes = max_listed_bytes
+        self._zstd = zstandard.ZstdCompressor(level=1)
         self._tally = Tally()
         self._confirmed: set[ArchiveKey] = set()  # in this run
         self._log = structlog.get_logger().bind(shard=str(shard))
@@ -135,7 +137,7 @@ class Compactor:
             if moment >= end or moment in done or not self._shard.has(name):
                 continue
             if moment not in hours:
-                hours[moment] = KeyList()
+                hours[moment] = KeyList(self._zstd)
             if (keys := hours[moment]) is not None:
                 used_bytes += keys.add(item)
             while used_bytes > self._max_listed_bytes:

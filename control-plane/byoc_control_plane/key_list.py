@@ -21,7 +21,9 @@ _decode = msgspec.msgpack.Decoder(Pairs).decode
 class KeyList:
     """A list of objects that grows at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, zstd: zstandard.ZstdCompressor) -> None:
+        """`zstd` may be shared by the lists of one thread: each has buffers of its own."""
+        self._zstd = zstd
         self._blocks: list[bytes] = []
         self._last: Pairs = []
         self.bytes = 0  # of memory, approximately
@@ -31,7 +33,8 @@ class KeyList:
         grown = ITEM_BYTES
         self._last.append((item.key.encode(errors="surrogateescape"), item.size))
         if len(self._last) == BLOCK:
-            block = zstandard.ZstdCompressor(level=1).compress(_encode(self._last))
+            # A copy: zstandard cuts a buffer of the uncompressed size, whose rest stays unusable.
+            block = bytes(memoryview(self._zstd.compress(_encode(self._last))))
             grown += len(block) - ITEM_BYTES * BLOCK
             self._blocks.append(block)
             self._last = []
