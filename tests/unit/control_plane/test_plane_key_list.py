@@ -1,4 +1,4 @@
-"""The compressed list of keys: what comes out is what went in."""
+"""The compressed list of keys: the objects, in their order, are returned as they were added."""
 
 import subprocess
 import sys
