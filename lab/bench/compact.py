@@ -128,8 +128,10 @@ Figures = dict[str, float | str]
 async def measure(wanted: int, records: int, source: str) -> Figures:
     """Archive the objects; return the figures."""
     if source == "memory":
-        stored = MemoryBucket(generate(wanted, records))
-        return await _archive(stored, wanted, records)
+        stored = generate(wanted, records)
+        size = round(sum(map(len, stored.values())) / wanted)
+        found = await _archive(MemoryBucket(stored), wanted, records)
+        return found | {"bytes_per_object": size}
     if source == "directory":
         with tempfile.TemporaryDirectory() as root:
             write(Path(root), generate(wanted, records))
