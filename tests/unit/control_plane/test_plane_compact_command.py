@@ -97,7 +97,6 @@ def test_a_mistyped_shard_or_setting_says_what_is_expected(
     assert "BYOC_PLANE_BUCKETS" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("environ")
 @pytest.mark.parametrize("fault", [reply(503), lose()], ids=["refused", "answer lost"])
 async def test_an_archive_is_sent_again_from_its_first_byte(
     environ: dict[str, str], fault: Behavior
@@ -121,6 +120,7 @@ async def test_an_archive_is_sent_again_from_its_first_byte(
     assert attempts > 1
 
 
+@pytest.mark.usefixtures("environ")
 def test_the_bucket_is_required(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
