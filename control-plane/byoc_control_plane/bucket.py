@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from io import BytesIO
 from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError, FlexibleChecksumError
@@ -102,7 +103,7 @@ class Bucket:
             await self._client.put_object(
                 Bucket=self._name,
                 Key=key,
-                Body=body,
+                Body=BytesIO(body),  # is sent in parts: bytes would be copied twice
                 IfNoneMatch="*",
                 ContentType=content_type,
                 ChecksumAlgorithm="SHA256",

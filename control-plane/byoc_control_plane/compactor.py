@@ -9,13 +9,14 @@ exactly its records is stored.
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
+import zstandard
 
 from byoc_agents.audit.check import check_fitness
 from byoc_agents.audit.intervals import Spans
@@ -32,12 +33,13 @@ from byoc_agents.billing.archive import (
 )
 from byoc_agents.billing.objects import MAX_BODY_BYTES, ObjectKey, TornObjectError, parse_key
 from byoc_control_plane.bucket import Bucket, ExistsError, Listed
+from byoc_control_plane.key_list import KeyList
 from byoc_control_plane.metrics import PlaneMetrics
 
-# Of one archive, which bounds the memory: more go to a further archive. So many objects of a
-# listing are remembered, 16 MiB.
+# Of one archive, which bounds the memory: more go to a further archive.
 MAX_SOURCES = 50_000
 MAX_SOURCE_BYTES = 64 * 1024**2  # of the objects of one archive, as stored
+MAX_LISTED_BYTES = 32 * 1024**2  # of the keys of a listing, compressed: about a million
 
 PodObjects = list[tuple[str, bytes]]  # keys and bodies of one pod and hour, sorted by key
 
@@ -70,7 +72,7 @@ class Archived(NamedTuple):
 class Compactor:
     """Archives the closed hours of one shard."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what it works on, and two bounds of its memory
         self,
         bucket: Bucket,
         prefix: str,
@@ -78,6 +80,7 @@ class Compactor:
         metrics: PlaneMetrics,
         *,
         max_sources: int = MAX_SOURCES,
+        max_listed_bytes: int = MAX_LISTED_BYTES,
     ) -> None:
         """`prefix` is that of the scrapers: it ends with / or is empty."""
         self._bucket = bucket
@@ -85,6 +88,8 @@ class Compactor:
         self._shard = shard
         self._metrics = metrics
         self._max_sources = max_sources
+        self._max_listed_bytes = max_listed_bytes
+        self._zstd = zstandard.ZstdCompressor(level=1)
         self._tally = Tally()
         self._confirmed: set[ArchiveKey] = set()  # in this run
         self._log = structlog.get_logger().bind(shard=str(shard))
@@ -114,14 +119,14 @@ class Compactor:
 
     async def _scan(
         self, before: str, done: AbstractSet[str]
-    ) -> tuple[dict[str, list[Listed] | None], bool]:
+    ) -> tuple[dict[str, KeyList | None], bool]:
         """Return the oldest closed hours with their objects, and whether there are more hours.
 
         An hour with so many objects that they must be listed again has None. The first scan
         reports objects with a foreign key.
         """
-        hours: dict[str, list[Listed] | None] = {}
-        kept, end = 0, before
+        hours: dict[str, KeyList | None] = {}
+        used_bytes, end = 0, before
         async for item in self._bucket.list_objects(f"{self._prefix}org="):
             name = parse_key(item.key)
             if name is None:
@@ -131,21 +136,21 @@ class Compactor:
             moment = f"{name.date}T{name.hour}"
             if moment >= end or moment in done or not self._shard.has(name):
                 continue
-            listed = hours.setdefault(moment, [])
-            if listed is not None:
-                listed.append(item)
-                kept += 1
-            if kept > self._max_sources:
+            if moment not in hours:
+                hours[moment] = KeyList(self._zstd)
+            if (keys := hours[moment]) is not None:
+                used_bytes += keys.add(item)
+            while used_bytes > self._max_listed_bytes:
                 newest = max(hours)
-                kept -= len(hours[newest] or ())
-                if len(hours) == 1:
-                    hours[newest] = None
-                else:
+                dropped = hours.pop(newest)
+                used_bytes -= dropped.bytes if dropped else 0
+                if hours:
                     end = newest
-                    del hours[newest]
+                else:
+                    hours[newest] = None
         return hours, end != before
 
-    async def _compact(self, moment: str, listed: list[Listed] | None) -> None:
+    async def _compact(self, moment: str, listed: KeyList | None) -> None:
         """Archive one hour: complete the archive of an earlier run, then archive the rest.
 
         `listed` are its objects; None lists them.
@@ -264,7 +269,7 @@ class Compactor:
         return body
 
     async def _pods(
-        self, date: str, hour: str, listed: list[Listed] | None
+        self, date: str, hour: str, listed: KeyList | None
     ) -> AsyncGenerator[PodObjects, None]:
         """Yield the objects of an hour by pod. One that cannot be read is held."""
         pod: PodObjects = []
@@ -286,9 +291,7 @@ class Compactor:
         if pod:
             yield pod
 
-    async def _of_hour(
-        self, date: str, hour: str, listed: list[Listed] | None
-    ) -> AsyncIterator[Listed]:
+    async def _of_hour(self, date: str, hour: str, listed: KeyList | None) -> AsyncIterator[Listed]:
         found = self._list_hour(date, hour) if listed is None else _each(listed)
         async for item in found:
             if item.size > MAX_BODY_BYTES:
@@ -333,7 +336,7 @@ class Compactor:
         self._log.error("object.held", key=key, reason=reason[:300])
 
 
-async def _each(items: Sequence[Listed]) -> AsyncIterator[Listed]:
+async def _each(items: Iterable[Listed]) -> AsyncIterator[Listed]:
     for item in items:
         yield item
 

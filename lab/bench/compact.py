@@ -29,6 +29,7 @@ from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
+from lab.bench.machine import measured
 from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.s3 import FakeS3
 
@@ -127,8 +128,10 @@ Figures = dict[str, float | str]
 async def measure(wanted: int, records: int, source: str) -> Figures:
     """Archive the objects; return the figures."""
     if source == "memory":
-        stored = MemoryBucket(generate(wanted, records))
-        return await _archive(stored, wanted, records)
+        stored = generate(wanted, records)
+        size = round(sum(map(len, stored.values())) / wanted)
+        found = await _archive(MemoryBucket(stored), wanted, records)
+        return found | {"bytes_per_object": size}
     if source == "directory":
         with tempfile.TemporaryDirectory() as root:
             write(Path(root), generate(wanted, records))
@@ -197,7 +200,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=RECORDS, help="records of one object")
     options = parser.parse_args()
     figures = asyncio.run(measure(options.objects, options.records, options.sources))
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(figures | {"measured": measured()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from aiohttp import web
 
 from lab.bench import collector, go_peers, peers, report
 from lab.bench.lab import SECRET
+from lab.bench.machine import measured
 from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import PartError, RealProcess, free_port
@@ -414,7 +415,7 @@ def write_docs(results: Sequence[Found]) -> None:
         f" are in the order of the seeds.\nWhat the receiver does with a request:\n{faults}.\n"
         f"Every program gives up on a response after {TIMEOUT.removesuffix('s')} s."
     )
-    content = f"{intro}\n\n{table(results)}\n\nMeasured on {report.measured()}."
+    content = f"{intro}\n\n{table(results)}\n\nMeasured on {measured()}."
     DOCS.write_text(report.replace_between(DOCS.read_text(), BEGIN, content))
 
 

@@ -1,15 +1,13 @@
 """Write the bench's results: a table on the screen, `build/bench.json`, the page and the plot."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
 from lab.bench import growth, plot
 from lab.bench.figures import Row
+from lab.bench.machine import measured
 from lab.real.counts import gate
 from lab.real.parts.install import ROOT
 
@@ -128,20 +126,3 @@ def replace_between(text: str, begin: str, content: str) -> str:
     if not found:
         return text
     return f"{before}{begin}\n{content}\n{END}{rest.partition(END)[2]}"
-
-
-def measured() -> str:
-    """Return today's date and the machine with its load, for the end of a table."""
-    return f"{datetime.now(tz=UTC):%d %B %Y}: {_machine()}"
-
-
-def _machine() -> str:
-    info = Path("/proc/cpuinfo").read_text()
-    models = [line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line]
-    name = models[0] if models else "an unnamed CPU"
-    return f"{len(models)} cores of {name}; load {_load()}"
-
-
-def _load() -> str:
-    """Return the machine's load, the mean of 15 minutes."""
-    return f"{os.getloadavg()[2]:.0f}"

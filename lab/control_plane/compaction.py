@@ -3,7 +3,8 @@
 `python -m lab.control_plane.compaction kills --kills 1000`: a child process compacts a directory
 and is killed at the n-th access to the file system, then the next one at another access, until one
 ends by itself. After each kill `verify` must report the same as before, and in the end each file
-must have the bytes of a run that was not killed.
+must have the bytes of a run that was not killed. `points` kills one run before each of its first
+1,000 accesses, once, and compares the same.
 
 `python -m lab.control_plane.compaction million`: makes the objects in the S3 double, or with
 `--sources directory` on the disk, and compares the report of `verify` before and after a run, which
@@ -43,6 +44,7 @@ from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
+from lab.bench.machine import measured
 from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects
 from lab.fakes.s3 import FakeS3
 
@@ -101,9 +103,10 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def landing() -> list[Message]:
-    """Return the objects of the killed runs: gaps, restarts and two epochs."""
-    histories = [ReplicaHistory(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(4)]
+def landing(replicas: int = 4) -> list[Message]:
+    """Return the objects of the killed runs, 15 per replica: gaps, restarts and two epochs."""
+    names = range(replicas)
+    histories = [ReplicaHistory(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in names]
     return [one for history in histories for one in objects(eventful(history), size=3)]
 
 
@@ -139,6 +142,28 @@ def kill_often(wanted: int, seed: int, directory: Path) -> dict[str, int]:
         rounds += 1
         shutil.rmtree(root)
     return {"objects": len(messages), "kills": killed, "points": len(points), "runs": rounds}
+
+
+def kill_at_each(points: int, directory: Path) -> dict[str, int]:
+    """Kill a run before each of its first accesses; return the figures.
+
+    Raises RuntimeError if anything differs.
+    """
+    messages, whole, root = landing(-(-points // 50)), directory / "whole", directory / "killed"
+    write(whole, messages)
+    originals = verify(whole)
+    compact_until(whole, 0)
+    expected = contents(whole)
+    for access in range(1, points + 1):
+        write(root, messages)
+        if not compact_until(root, access):
+            raise RuntimeError(f"a run has fewer than {access} accesses")
+        if verify(root) != originals:
+            raise RuntimeError(f"killed at access {access}: verify differs from before")
+        if compact_until(root, 0) or contents(root) != expected or verify(root) != originals:
+            raise RuntimeError(f"killed at access {access}: other files than without a kill")
+        shutil.rmtree(root)
+    return {"objects": len(messages), "kills": points, "points": points, "runs": points}
 
 
 def hours_of(wanted: int, records: int, hours: int = 24) -> Iterator[Message]:
@@ -295,6 +320,8 @@ def main() -> None:
     kills = steps.add_parser("kills")
     kills.add_argument("--kills", type=int, default=1000)
     kills.add_argument("--seed", type=int, default=0)
+    each = steps.add_parser("points")
+    each.add_argument("--points", type=int, default=1000)
     million = steps.add_parser("million")
     million.add_argument("--objects", type=int, default=1_000_000)
     million.add_argument("--records", type=int, default=1, help="records of one object")
@@ -305,11 +332,13 @@ def main() -> None:
         root = Path(directory)
         if options.step == "kills":
             figures: dict[str, Any] = kill_often(options.kills, options.seed, root)
+        elif options.step == "points":
+            figures = kill_at_each(options.points, root)
         elif options.sources == "s3":
             figures = compact_over_http(options.objects, options.records, options.hours)
         else:
             figures = compact_many(options.objects, options.records, root, options.hours)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(figures | {"measured": measured()}) + "\n")
 
 
 if __name__ == "__main__":

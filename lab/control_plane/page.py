@@ -1,5 +1,7 @@
 """Measure the queries of the page `/fleet`: `python -m lab.control_plane.page --replicas 10000`.
 
+Those of the metrics about silence are measured as well.
+
 The store is chdb over HTTP, with half an hour of messages and 25 minutes of usage of the fleet.
 With `--copies N` all rows are there N times more, each copy five weeks older than the one before
 it: what that adds to the time is the cost of history.
@@ -10,6 +12,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
@@ -18,12 +21,15 @@ import msgspec
 
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.fleet import QUERIES, fill_query
+from byoc_control_plane.progress import DAEMONS, PROGRESS, SILENT
 from byoc_control_plane.store import HttpStore, Store, create_tables, fetch_rows
+from lab.bench.machine import measured
 from lab.control_plane.fleet_rows import END_MS, store_fleet
 from lab.control_plane.processes import plane_environment
 from lab.control_plane.simulation import START_MS
 from lab.demo.process import started, written
 
+SILENCE = {"silent": SILENT, "daemons": DAEMONS, "progress": PROGRESS}  # of the metrics
 DAYS = 14
 DAY_MS = 86_400_000
 WEEKS = 5  # between two copies: each is in another month
@@ -40,17 +46,18 @@ async def add_copy(store: Store, number: int) -> None:
     for table, columns in TIMES.items():
         moved = ", ".join(f"{one} - INTERVAL {number * WEEKS} WEEK AS {one}" for one in columns)
         select = f"SELECT * REPLACE(concat(id, '-{number}') AS id, {moved})"
-        await store.run(f"INSERT INTO {table} {select} FROM {table} WHERE {columns[0]} >= {first}")
+        # In one SELECT, the condition would be about the moved column.
+        rows = f"(SELECT * FROM {table} WHERE {columns[0]} >= {first})"
+        await store.run(f"INSERT INTO {table} {select} FROM {rows}")
 
 
-async def measure(store: Store, runs: int) -> dict[str, float]:
+async def measure(store: Store, queries: Mapping[str, str], runs: int) -> dict[str, float]:
     """Return the median seconds of each query."""
-    since = rfc3339(END_MS - DAYS * DAY_MS)[:10]
-    found: dict[str, list[float]] = {name: [] for name in QUERIES}
+    found: dict[str, list[float]] = {name: [] for name in queries}
     for _ in range(runs):
-        for name, query in QUERIES.items():
+        for name, query in queries.items():
             begun = time.perf_counter()
-            await fetch_rows(store, fill_query(query, END_MS + 5_000, since))
+            await fetch_rows(store, query)
             found[name].append(time.perf_counter() - begun)
     return {name: round(median(times), 3) for name, times in found.items()}
 
@@ -68,14 +75,21 @@ async def run(directory: Path, replicas: int, copies: int, runs: int) -> dict[st
             await add_copy(store, number)
         (records,) = await fetch_rows(store, "SELECT count() AS n FROM byoc_usage")
         (messages,) = await fetch_rows(store, "SELECT count() AS n FROM byoc_state")
-        seconds = await measure(store, runs)
+        daemons = await fetch_rows(store, DAEMONS)
+        since = rfc3339(END_MS - DAYS * DAY_MS)[:10]
+        filled = {name: fill_query(one, END_MS + 5_000, since) for name, one in QUERIES.items()}
+        seconds = await measure(store, filled, runs)
+        silence = await measure(store, SILENCE, runs)
     return {
         "replicas": replicas,
+        "daemons": sum(row["daemons"] for row in daemons),
         "records": records["n"],
         "messages": messages["n"],
         "runs": runs,
         "page_seconds": round(sum(seconds.values()), 2),
         "query_seconds": seconds,
+        "silence_seconds": round(sum(silence.values()), 3),
+        "measured": measured(),
     }
 
 

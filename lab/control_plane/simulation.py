@@ -31,6 +31,7 @@ import psutil
 from aiobotocore.session import get_session
 
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
+from lab.bench.machine import measured
 from lab.control_plane.forked import start_forked
 from lab.control_plane.messages import Replica
 from lab.control_plane.processes import KEYS, plane_environment
@@ -314,7 +315,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.count:
         figures = count(fleet_messages(options.replicas, options.seed, options.hours))
-        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.write(json.dumps(figures | {"measured": measured()}) + "\n")
         return 0
     messages = list(fleet_messages(options.replicas, options.seed, options.hours))
     with tempfile.TemporaryDirectory(prefix="byoc-fleet-") as directory:
@@ -328,7 +329,7 @@ def main() -> int:
                 consumers=options.consumers,
             )
         )
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(json.dumps(figures | {"measured": measured()}) + "\n")
     return int(any(figures[name] for name in ("missing", "unexpected", "rejected")))
 
 

@@ -23,6 +23,7 @@ from byoc_agents.errors import Reason
 from byoc_agents.message import Message
 from byoc_agents.sinks.https import HttpsSink
 from byoc_control_plane.store import HttpStore, fetch_rows
+from lab.bench.machine import measured
 from lab.control_plane.messages import Replica, message_id, watch_alert
 from lab.control_plane.processes import KEYS, PlaneProcess, plane_environment, running_plane
 from lab.demo.process import started, written
@@ -138,7 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="byoc-plane-") as directory:
         for line in asyncio.run(measure(Path(directory), options.messages)):
-            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.write(json.dumps(line | {"measured": measured()}) + "\n")
 
 
 if __name__ == "__main__":

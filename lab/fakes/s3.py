@@ -3,9 +3,10 @@
 import base64
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 from xml.etree import ElementTree as ET
@@ -23,6 +24,32 @@ class Put:
     status: int
 
 
+class StoredObjects(UserDict[str, bytes]):
+    """Bodies by key. Keys are sorted once per list after a new key, not at every page."""
+
+    def __init__(self, found: Mapping[str, bytes] | None = None) -> None:
+        self._names: list[str] | None = None  # sorted, with those that were deleted since
+        super().__init__(found)
+
+    def __setitem__(self, key: str, body: bytes) -> None:
+        """Store an object."""
+        if key not in self.data:
+            self._names = None
+        self.data[key] = body
+
+    def names_from(self, prefix: str, after: str) -> Iterator[str]:
+        """Yield the keys with a prefix that come after another one, in their order."""
+        if self._names is None:
+            self._names = sorted(self.data)
+        start = max(bisect_right(self._names, after), bisect_left(self._names, prefix))
+        for position in range(start, len(self._names)):
+            name = self._names[position]
+            if not name.startswith(prefix):
+                return
+            if name in self.data:
+                yield name
+
+
 class FakeS3:
     """The used part of S3, in memory and exact: conditional writes, checksums, listings.
 
@@ -38,7 +65,7 @@ class FakeS3:
         owner: str = "",
         on_put: Callable[[Put], None] = lambda _: None,
     ) -> None:
-        self.objects: dict[str, bytes] = {}
+        self._objects = StoredObjects()
         self.puts: list[Put] = []
         self.deleted: list[str] = []
         self.undeletable: set[str] = set()  # keys whose deletion is refused
@@ -55,6 +82,15 @@ class FakeS3:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.http.__aexit__()
+
+    @property
+    def objects(self) -> StoredObjects:
+        """Return the objects that are stored. They may be changed."""
+        return self._objects
+
+    @objects.setter
+    def objects(self, found: Mapping[str, bytes]) -> None:
+        self._objects = StoredObjects(found)
 
     @property
     def url(self) -> str:
@@ -85,10 +121,7 @@ class FakeS3:
     def _list(self, query: Mapping[str, str]) -> Reply:
         """Answer ListObjectsV2. A token is the last key, so deleted keys shift no page."""
         prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
-        names = sorted(self.objects)
-        start = max(bisect_right(names, after), bisect_left(names, prefix))
-        keys = names[start : start + self.page_keys + 1]
-        keys = list(takewhile(lambda key: key.startswith(prefix), keys))
+        keys = list(islice(self.objects.names_from(prefix, after), self.page_keys + 1))
         more = len(keys) > self.page_keys
         keys = keys[: self.page_keys]
         items = "".join(

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import chdb.session
+import msgspec
 import pytest
 import yaml
 
@@ -25,6 +26,7 @@ from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
 from lab.control_plane.chdb_http import serving_chdb
 from lab.control_plane.fleet_rows import END_MS, store_fleet
+from lab.control_plane.page import run as measure_page
 from lab.control_plane.processes import ROOT, plane_environment
 from lab.demo.process import started, written
 from lab.fakes.core import FakeClock
@@ -326,6 +328,19 @@ def test_the_compose_file_provisions_it() -> None:
         refused = subprocess.run(program, env=without, capture_output=True, text=True, check=False)
         assert refused.returncode != 0
         assert f"variable {name}" in refused.stderr.replace('"', "")
+
+
+async def test_the_measurement_of_the_page_has_the_history_that_it_states(tmp_path: Path) -> None:
+    """`python -m lab.control_plane.page --copies 2` has each row three times."""
+    found = []
+    for copies in (0, 2):
+        directory = tmp_path / str(copies)
+        directory.mkdir()
+        found.append(await measure_page(directory, 20, copies, 1))
+    for name in ("records", "messages"):
+        once, thrice = (int(str(one[name])) for one in found)
+        assert thrice == 3 * once > 0
+    assert set(msgspec.convert(found[1]["query_seconds"], dict[str, float])) == set(QUERIES)
 
 
 # The page in a browser.

@@ -14,7 +14,8 @@ from byoc_control_plane.fleet import GRANTS, fill_query
 from byoc_control_plane.rows import build_row, build_sent
 from lab.fakes.core import START_MS
 from tests.real.control_plane_tables import empty, rows, store_rows
-from tests.unit.access.access_documents import GRANT_ID, grant_of, request_of
+from tests.real.test_real_control_plane_fleet import PANELS, expand
+from tests.unit.access.access_documents import AUDIENCE, GRANT_ID, grant_of, request_of
 
 pytestmark = pytest.mark.real
 
@@ -44,7 +45,10 @@ def sent(at_ms: int) -> bytes:
 
 
 def page(engine: chdb.session.Session, organization: str = "") -> list[dict[str, object]]:
-    query = fill_query(GRANTS, START_MS, "2026-01-01", organization)
+    return ask(engine, fill_query(GRANTS, START_MS, "2026-01-01", organization))
+
+
+def ask(engine: chdb.session.Session, query: str) -> list[dict[str, object]]:
     settings = "output_format_json_quote_64bit_integers=0"
     text = str(engine.query(f"{query} SETTINGS {settings}", "JSONEachRow"))
     return [json.loads(line) for line in text.splitlines()]
@@ -118,3 +122,47 @@ def test_open_grants_come_first_on_the_page(engine: chdb.session.Session) -> Non
     found = [row["grant_id"] for row in page(engine)]
     assert found == ["open-1", "open-0", "closed-1", "closed-0"]
     assert msgspec.json.decode(lines(State.OPEN)[0])["event"]
+
+
+DAY_MS = 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("organization", "expected"),
+    [
+        ("", "5314"),
+        ("org-1", "314"),
+        ("org-2", "5"),
+        ("org-3", ""),
+    ],
+)
+def test_the_dashboard_lists_grants_that_are_open_or_ended_in_its_range(
+    engine: chdb.session.Session, organization: str, expected: str
+) -> None:
+    """The range is a week: 2 ended before it, and 1 is open since then."""
+    empty(engine)
+    long_ago_ms = START_MS - 30 * DAY_MS
+    made = (
+        ("1", State.OPEN, "org-1", long_ago_ms),
+        ("2", State.CLOSED, "org-1", long_ago_ms),
+        ("3", State.OPEN, "org-1", START_MS),
+        ("4", State.CLOSED, "org-1", START_MS),
+        ("5", State.PENDING, "org-2", START_MS + 2000),
+    )
+    for name, state, owner, since_ms in made:
+        request = request_of(id=GRANT_ID[:-1] + name, audience={**AUDIENCE, "organization": owner})
+        grant = grant_of(state, id=request.id, since_ms=since_ms, reason="expired")
+        body = message_of(grant, owner, "svc-1", COUNTS).body
+        asked = build_sent(request, since_ms - 1000)
+        store_rows(engine, "byoc_grants", [asked.line, build_row(body, START_MS).line])
+    (panel,) = (one for one in PANELS if one["title"] == "Access")
+    found = ask(engine, expand(panel["targets"][0]["rawSql"], organization))
+    assert "".join(str(row["grant_id"])[-1] for row in found) == expected
+    shown = {row["grant_id"]: row for row in page(engine, organization)}
+    for row in found:
+        same = ("engineer", "ticket", "role", "state", "reason", "queries", "rows_read")
+        assert [row[name] for name in same] == [shown[row["grant_id"]][name] for name in same]
+        ended = row["state"] == "closed"  # a broker counts when access has ended
+        assert (row["queries"], row["rows_read"]) == ((3, 7) if ended else (0, 0))
+        assert (row["engineer"], row["ticket"]) == ("eng-8841", "CS-1234")
+        assert (row["opened_at"] is not None) == (row["state"] == "open")

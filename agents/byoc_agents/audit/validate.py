@@ -16,6 +16,7 @@ from byoc_agents.billing.record import (
     TYPE,
     Allocated,
     CpuBound,
+    Resized,
     Usage,
     UsageRecord,
     record_id,
@@ -128,19 +129,20 @@ def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
 
 def _sizes(usage: Usage, period_ms: int) -> str:
     size = usage.allocated
-    if min(size.cpu_millicores or 0, size.memory_bytes or 0, size.counted_milliseconds or 0) < 0:
+    counted_ms, counter_ms = size.counted_milliseconds or 0, usage.counter_milliseconds or 0
+    if (size.cpu_millicores or 0) < 0 or (size.memory_bytes or 0) < 0 or counted_ms < 0:
         return "an allocated figure is negative"
-    if min(usage.elapsed_milliseconds, usage.counter_milliseconds or 0) < 0:
+    if usage.elapsed_milliseconds < 0 or counter_ms < 0:
         return "an elapsed time is negative"
     if usage.machine_cpus is not None and usage.machine_cpus < 1:
         return f"a machine of {usage.machine_cpus} CPUs"
-    return _find_resize_problem(size) or _times(usage, period_ms)
+    if size.resized and (problem := _find_resize_problem(size, size.resized)):
+        return problem
+    return _times(usage, period_ms)
 
 
-def _find_resize_problem(size: Allocated) -> str:
+def _find_resize_problem(size: Allocated, ends: Resized) -> str:
     """Return how a size is not the smaller one of both ends of an unobserved change."""
-    if (ends := size.resized) is None:
-        return ""
     for name, counted, start, end in (
         ("cpu_millicores", size.cpu_millicores, ends.cpu_millicores_start, ends.cpu_millicores_end),
         ("memory_bytes", size.memory_bytes, ends.memory_bytes_start, ends.memory_bytes_end),
@@ -158,7 +160,7 @@ def _times(usage: Usage, period_ms: int) -> str:
     readings, the wall clock may gain up to a second before that counts as a step.
     """
     samples, elapsed_ms = usage.samples, usage.elapsed_milliseconds
-    if min(samples.expected, samples.observed) < 0:
+    if samples.expected < 0 or samples.observed < 0:
         return "a number of samples is negative"
     most = FEWEST_SAMPLES + max(elapsed_ms, period_ms) // SHORTEST_SAMPLE_MS
     if samples.observed > most:

@@ -11,6 +11,7 @@ sources unchanged, in the order of the manifest, so the same queries read it.
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -165,7 +166,7 @@ class ArchiveBuilder:
         self.sources: list[Source] = []
         self.source_bytes = 0
         self._stream = _compressor().compressobj()
-        self._chunks: list[bytes] = []
+        self._body = BytesIO()  # returns its bytes without a copy
 
     def add(self, key: str, body: bytes, lines: Sequence[bytes] | None = None) -> None:
         """Add one stored object. Raises TornObjectError; then nothing was added.
@@ -175,8 +176,7 @@ class ArchiveBuilder:
         if lines is None:
             lines = unseal(key, body)
         text = b"\n".join(lines) + b"\n"
-        if chunk := self._stream.compress(text):
-            self._chunks.append(chunk)
+        self._body.write(self._stream.compress(text))
         self.source_bytes += len(body)
         self.sources.append(
             Source(
@@ -190,8 +190,8 @@ class ArchiveBuilder:
 
     def finish(self) -> tuple[Manifest, bytes]:
         """Return the manifest and the archive. Ends the builder."""
-        body = b"".join([*self._chunks, self._stream.flush()])
-        self._chunks.clear()
+        self._body.write(self._stream.flush())
+        body = self._body.getvalue()
         manifest = Manifest(
             size=len(body),
             sha256=hashlib.sha256(body).hexdigest(),

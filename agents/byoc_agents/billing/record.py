@@ -233,7 +233,12 @@ class CpuBound(NamedTuple):
     @property
     def core_seconds(self) -> Decimal:
         """Return the bound of one record by itself."""
-        return Decimal(self.cpus * (self.elapsed_ms + self.slack_ms)) / 1000
+        return _bound_core_seconds(self)
+
+
+@lru_cache(maxsize=256)  # most records of a fleet have the same bound
+def _bound_core_seconds(bound: CpuBound) -> Decimal:
+    return Decimal(bound.cpus * (bound.elapsed_ms + bound.slack_ms)) / 1000
 
 
 def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:

@@ -18,6 +18,7 @@ from byoc_agents.message import Message
 from byoc_agents.sinks.s3 import addressing
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.compactor import Compactor, Tally
+from byoc_control_plane.key_list import ITEM_BYTES
 from byoc_control_plane.metrics import PlaneMetrics
 from lab.fakes.billing import ReplicaHistory, eventful, objects
 from lab.fakes.http import Script, serving
@@ -52,11 +53,20 @@ class Harness:
         self.s3.objects.update({message.id: message.body for message in messages})
 
     async def compact(
-        self, shard: Shard = WHOLE, *, before: str = BEFORE, max_sources: int = 50_000
+        self,
+        shard: Shard = WHOLE,
+        *,
+        before: str = BEFORE,
+        max_sources: int = 50_000,
+        max_listed_bytes: int = 10**9,
     ) -> Tally:
         bucket = Bucket(self.client, "usage")
-        made = Compactor(bucket, "v1/", shard, self.metrics, max_sources=max_sources)
-        return await made.run(before)
+        bounds = {"max_sources": max_sources, "max_listed_bytes": max_listed_bytes}
+        return await Compactor(bucket, "v1/", shard, self.metrics, **bounds).run(before)
+
+    async def compact_in_steps(self) -> Tally:
+        """Compact with so little memory that there are several lists and archives."""
+        return await self.compact(max_sources=4, max_listed_bytes=4 * ITEM_BYTES)
 
     async def verify(self) -> Report:
         """Return the report of `byoc-agents verify s3://usage/v1/`."""

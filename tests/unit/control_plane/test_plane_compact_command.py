@@ -7,6 +7,7 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
+from random import Random
 
 import aiohttp
 import pytest
@@ -16,11 +17,11 @@ from byoc_agents.audit import Audit
 from byoc_agents.audit.readers import Hours, read_directory
 from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
 from byoc_control_plane.cli import main
-from byoc_control_plane.compact import compact
+from byoc_control_plane.compact import compact, open_bucket
 from byoc_control_plane.settings import CompactorSettings
 from lab.control_plane.processes import plane_environment
 from lab.fakes.billing import objects
-from lab.fakes.http import Exchange, close, serve
+from lab.fakes.http import Behavior, Exchange, Request, close, lose, reply, serve
 from lab.fakes.s3 import FakeS3
 from tests.unit.billing.buckets import audit
 from tests.unit.control_plane.compactor_harness import history, landing, with_body
@@ -94,6 +95,29 @@ def test_a_mistyped_shard_or_setting_says_what_is_expected(
     monkeypatch.setenv("BYOC_PLANE_BUCKETS", "usage")
     assert main(["compact", "--shard", "0/3"]) == 2
     assert "BYOC_PLANE_BUCKETS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", [reply(503), lose()], ids=["refused", "answer lost"])
+async def test_an_archive_is_sent_again_from_its_first_byte(
+    environ: dict[str, str], fault: Behavior
+) -> None:
+    """It is sent in parts. A second attempt must not continue after the last one of the first."""
+    attempts = 0
+    body = Random(1).randbytes(1_000_000)
+
+    def script(_request: Request) -> Behavior:
+        nonlocal attempts
+        attempts += 1
+        return fault if attempts == 1 else serve
+
+    async with FakeS3(script) as s3:
+        environ["AWS_ENDPOINT_URL_S3"] = s3.url
+        own = CompactorSettings(bucket="usage", region="eu-west-1")
+        async with open_bucket(own, environ) as bucket:
+            await bucket.put_once("key", body)
+        assert s3.objects["key"] == body
+        assert s3.applied("key") == 1
+    assert attempts > 1
 
 
 @pytest.mark.usefixtures("environ")

@@ -15,13 +15,15 @@ from byoc_agents.billing.archive import (
     parse_archive_key,
     parse_shard,
 )
-from byoc_agents.billing.objects import SharedNumbers, parse_key, seal
+from byoc_agents.billing.objects import HOUR_MS, SharedNumbers, parse_key, seal
 from byoc_agents.message import Message
-from lab.fakes.billing import altered, core_seconds, objects
+from byoc_control_plane.key_list import ITEM_BYTES
+from lab.fakes.billing import NOON_MS, altered, core_seconds, objects
 from lab.fakes.http import Behavior, Request, close, lose, serve, serving
 from tests.unit.billing.buckets import rewritten, torn
 from tests.unit.control_plane.compactor_harness import (
     ARCHIVE,
+    Harness,
     by_key,
     history,
     landing,
@@ -102,7 +104,7 @@ async def test_a_crash_at_any_request_leaves_the_same_bytes_and_counts_nothing_t
     async with opened(messages) as harness:
         originals = await harness.verify()
         before = len(harness.s3.http.requests)
-        await harness.compact(max_sources=4)
+        await harness.compact_in_steps()
         requests = len(harness.s3.http.requests) - before
     expected = harness.s3.objects
     assert len(expected) == 6  # three archives and their manifests
@@ -110,11 +112,11 @@ async def test_a_crash_at_any_request_leaves_the_same_bytes_and_counts_nothing_t
     for number in range(requests):
         async with opened(messages, failing(number, behavior)) as harness:
             try:
-                await harness.compact(max_sources=4)
+                await harness.compact_in_steps()
             except (BotoCoreError, ClientError):
                 crashes += 1
             assert await harness.verify() == originals, number
-            await harness.compact(max_sources=4)
+            await harness.compact_in_steps()
             assert await harness.verify() == originals, number
         assert harness.s3.objects == expected, number
     assert crashes > requests // 2
@@ -125,14 +127,14 @@ async def test_many_crashes_in_a_row_leave_the_same_bytes(seed: int) -> None:
     messages, random = landing(3, size=8), Random(seed)
     async with opened(messages) as harness:
         originals = await harness.verify()
-        await harness.compact(max_sources=4)
+        await harness.compact_in_steps()
     expected = harness.s3.objects
     behaviors = [close, lose(), *([serve] * 30)]
     async with opened(messages) as harness:
         for _ in range(100):
             harness.s3.http.script = lambda _: random.choice(behaviors)
             with suppress(BotoCoreError, ClientError):
-                await harness.compact(max_sources=4)
+                await harness.compact_in_steps()
             harness.s3.http.script = serving
             assert await harness.verify() == originals
             if not harness.stored(archived=False):
@@ -450,6 +452,30 @@ async def test_some_thousand_objects_in_pages_and_several_archives() -> None:
         assert await harness.verify() == originals
     assert originals.ok
     assert (tally.archived, tally.archives, tally.held) == (2000, 3, 0)
+
+
+@pytest.mark.parametrize("most", [0, ITEM_BYTES, 10 * ITEM_BYTES, 40 * ITEM_BYTES, 10**9])
+async def test_the_memory_for_keys_changes_the_lists_but_no_byte(most: int) -> None:
+    """Hours that do not fit are listed again, and the oldest are archived first."""
+    messages = []
+    for hour in range(6):
+        for number in range(5):
+            one = history(number, epoch=hour, now_ms=NOON_MS + (hour - 6) * HOUR_MS)
+            messages += objects((one.measured() for _ in range(4)), size=2)
+    async with opened(messages) as harness:
+        await harness.compact()
+        expected, lists = harness.s3.objects, count_lists(harness)
+        assert len(expected) == 12  # six hours
+    async with opened(messages) as harness:
+        tally = await harness.compact(max_listed_bytes=most)
+        assert harness.s3.objects == expected
+        assert (tally.archived, tally.archives, tally.held) == (len(messages), 6, 0)
+        assert (count_lists(harness) > lists) == (most < 60 * ITEM_BYTES)
+
+
+def count_lists(harness: Harness) -> int:
+    """Return how often the objects were listed."""
+    return sum("prefix=v1%2Forg%3D" in one.target for one in harness.s3.http.requests)
 
 
 async def test_an_object_that_is_sent_again_after_its_deletion_is_deleted_again() -> None:

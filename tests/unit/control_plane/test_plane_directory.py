@@ -14,8 +14,16 @@ from byoc_control_plane.bucket import ExistsError, Listed
 from byoc_control_plane.cli import main
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
+from byoc_control_plane.key_list import ITEM_BYTES
 from byoc_control_plane.metrics import PlaneMetrics
-from lab.control_plane.compaction import compact_many, compact_until, contents, kill_often, write
+from lab.control_plane.compaction import (
+    compact_many,
+    compact_until,
+    contents,
+    kill_at_each,
+    kill_often,
+    write,
+)
 from lab.fakes.billing import objects
 from tests.unit.billing.buckets import torn
 from tests.unit.control_plane.compactor_harness import BEFORE, history, landing, opened, with_body
@@ -26,6 +34,12 @@ def test_sigkill_at_any_access_leaves_the_same_bytes_and_the_same_report(tmp_pat
     found = kill_often(40, seed=1, directory=tmp_path)
     assert found["kills"] >= 40
     assert found["points"] >= 30
+
+
+def test_sigkill_at_each_of_the_first_accesses_leaves_the_same_bytes(tmp_path: Path) -> None:
+    """`python -m lab.control_plane.compaction points` takes the first thousand."""
+    found = kill_at_each(25, tmp_path)
+    assert (found["kills"], found["points"]) == (25, 25)
 
 
 def test_a_child_is_really_killed(tmp_path: Path) -> None:
@@ -60,9 +74,8 @@ async def test_hours_that_do_not_fit_into_the_memory_are_listed_again(
     for number in range(4):
         late = history(number, now_ms=1_795_435_200_000 + (3 - number) * 3_600_000)
         write(tmp_path, objects((late.measured() for _ in range(8)), size=2))
-    made = Compactor(
-        DirectoryBucket(tmp_path), "v1/", Shard(0, 1), PlaneMetrics(), max_sources=most
-    )
+    bounds = {"max_sources": most, "max_listed_bytes": most * ITEM_BYTES}
+    made = Compactor(DirectoryBucket(tmp_path), "v1/", Shard(0, 1), PlaneMetrics(), **bounds)
     tally = await made.run("2026-11-23T20")
     assert (tally.archived, tally.deleted, tally.held) == (16, 16, 0)
     assert all(name.startswith("v1/archive/") for name in contents(tmp_path))

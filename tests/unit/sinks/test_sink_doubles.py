@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from pathlib import Path
+from random import Random
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 
-from lab.fakes.http import Behavior, HttpDouble, close, in_order, reply, reset
+from lab.fakes.http import Behavior, HttpDouble, Request, close, in_order, reply, reset
 from lab.fakes.s3 import FakeS3
 
 SHA256_OF_X = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
@@ -29,7 +32,7 @@ async def test_of_many_conditional_puts_at_once_one_is_applied() -> None:
 async def test_a_wrong_checksum_stores_nothing(header: str) -> None:
     async with FakeS3() as s3, aiohttp.ClientSession() as session:
         response = await session.put(f"{s3.url}/b/key", data=b"x", headers={header: "0" * 64})
-    assert (response.status, s3.objects) == (400, {})
+    assert (response.status, dict(s3.objects)) == (400, {})
 
 
 async def test_what_was_put_is_read_back() -> None:
@@ -87,3 +90,29 @@ async def test_in_a_process_of_its_own_it_journals_every_put(tmp_path: Path) -> 
     line = {"key": "key", "sha256": SHA256_OF_X, "status": 200}
     assert (first.status, code) == (200, 0)
     assert [json.loads(text) for text in journal.read_text().splitlines()] == [line]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_list_has_each_object_that_exists_once_and_in_order(seed: int) -> None:
+    """Objects are stored and deleted between the lists, also a key that was deleted before."""
+    random, store = Random(seed), FakeS3()
+    store.page_keys = 3
+    keys = [f"{folder}/{number}" for folder in "abc" for number in range(6)]
+    for _ in range(60):
+        key = random.choice(keys)
+        if random.random() < 0.4:
+            store.objects.pop(key, None)
+        elif random.random() < 0.5:
+            store.objects.update({key: b"x"})
+        else:
+            store.objects[key] = b"y"
+        prefix, found, token = random.choice(["", "a/", "b", "c/5", "d"]), list[str](), ""
+        while True:
+            query = f"list-type=2&prefix={quote(prefix)}&continuation-token={quote(token)}"
+            page = store.apply(Request(0, "GET", f"/bucket?{query}", {}, b"")).body.decode()
+            found += re.findall("<Key>(.*?)</Key>", page)
+            tokens = re.findall("<NextContinuationToken>(.*?)</", page)
+            if not tokens:
+                break
+            (token,) = tokens
+        assert found == sorted(name for name in store.objects if name.startswith(prefix))
