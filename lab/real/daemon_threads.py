@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab.real.parts.process import DIRECT, POLL_SECONDS, answers
+from lab.real.parts.process import DIRECT, POLL_SECONDS, responds
 
 USER, GROUP = 65532, 0  # `User` of the image
 ADMIN = "http://127.0.0.1:9464"
@@ -59,7 +59,7 @@ def main(settings: str, *command: str) -> None:
 def _becomes_ready(process: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + READY_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        if answers(f"{ADMIN}/readyz"):
+        if responds(f"{ADMIN}/readyz"):
             return True
         time.sleep(POLL_SECONDS)
     return False
