@@ -20,6 +20,7 @@ from byoc_agents.access.authority import (
     create_authority,
     read_signing_request,
 )
+from lab.real.netlab.certificates import KEY_USAGES
 
 GRANT = "0190a7c2-7e5b-7c3e-8d21-f0a4b6c8d9e0"
 NAMES = ("r0.ch.svc-1.byoc", "metrics.svc-1.byoc", "api.svc-1.byoc")
@@ -91,18 +92,31 @@ def _signed(
     now: dt.datetime,
     names: tuple[str, ...] = (),
 ) -> x509.Certificate:
-    """Return a certificate; without names it is an authority's."""
+    """Return a certificate; without names it is an authority's.
+
+    It has every extension that Python 3.13 and newer require by default (RFC 5280).
+    """
     builder = (
         x509.CertificateBuilder(_name(AUTHORITY), _name(subject), public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
         .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
+        .add_extension(_usage("digital_signature" if names else "key_cert_sign"), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
+            critical=False,
+        )
     )
     if names:
         alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
         builder = builder.add_extension(alternatives, critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _usage(allowed: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{name: name == allowed for name in KEY_USAGES})
 
 
 def _name(text: str) -> x509.Name:
