@@ -1,11 +1,12 @@
 """ClickHouse's native protocol on the server's side: log in, ping, run a query, and exceptions.
 
 It speaks revision 54429, the first one with settings as text, so it needs none of the fields that
-later revisions add. A result is one column of strings. Compressed data, inserts, external tables
-and the cancellation by the client are not part of it: the connection is closed.
+later revisions add. A result is one column of strings. A query with compression is refused with
+NOT_IMPLEMENTED and ends the connection, because its block is not read. Inserts, external tables and
+a cancellation by the client end the connection.
 
 The packets are those of `src/Core/ProtocolDefines.h` and `src/Server/TCPHandler.cpp` of ClickHouse.
-Whether they are right is shown by an independent client, the package clickhouse-driver.
+`tests/lab/test_clickhouse_native.py` checks them with the package clickhouse-driver.
 """
 
 import asyncio
@@ -82,10 +83,10 @@ async def _read_user(wire: "_Wire") -> str:
 
 async def _answer(wire: "_Wire", session: NativeSession) -> bytes:
     text, compressed = await _read_query(wire)
+    if compressed:  # so is the block that follows: it is not read, and ends the connection
+        return _exception(ServerError(UNSUPPORTED, "compression: expected a client without it"))
     await _read_empty_block(wire)
     try:
-        if compressed:
-            raise ServerError(UNSUPPORTED, "compression: expected a client without it")
         rows = await session.run(text)
     except ServerError as error:
         return _exception(error)

@@ -1,8 +1,9 @@
-"""Modules that the libraries import and a daemon does not use: loaded at their first use.
+"""Modules that libraries import and a daemon does not use: they are loaded at their first use.
 
-Each of them stays in `sys.modules` as `importlib.util.LazyLoader` makes it: empty until somebody
-reads an attribute. Together they are 2 MiB. Python offers this for `import NAME` and for
-`from PACKAGE import MODULE`; `from MODULE import NAME` reads an attribute, and so loads the module.
+`importlib.util.LazyLoader` puts each into `sys.modules` without running its code, until an
+attribute of it is read. This saves 2 MiB in a daemon with AWS and 1 MiB in others
+(docs/internals/performance.md). It works for `import NAME` and `from PACKAGE import MODULE`;
+`from MODULE import NAME` reads an attribute, and so loads the module.
 """
 
 import sys
@@ -13,18 +14,19 @@ from types import ModuleType
 
 DEFERRED = frozenset(
     {
-        *("attr.converters", "attr.filters", "attr.validators"),  # for the classes of others
-        *("aiobotocore.retries.adaptive", "botocore.retries.adaptive"),  # one of the retry modes
-        *("aiobotocore.retryhandler", "botocore.translate"),  # another
-        *("aiobotocore.waiter", "aioitertools", "jmespath.functions", "jmespath.parser"),  # lists
+        *("attr.converters", "attr.filters", "attr.validators"),  # helpers of attrs
+        *("aiobotocore.retries.adaptive", "botocore.retries.adaptive"),  # retry mode `adaptive`
+        *("aiobotocore.retryhandler", "botocore.translate"),  # retry mode `legacy`
+        *("aiobotocore.waiter", "aioitertools"),  # waiters and paginators
+        *("jmespath.functions", "jmespath.parser"),  # the expressions of both
         *("botocore.monitoring", "botocore.vendored.six", "dateutil.relativedelta"),
         *("bz2", "lzma", "zipfile"),  # packages in archives
         "configparser",  # AWS's files of settings and keys
-        "csv",  # the metadata of installed packages
-        *("email.base64mime", "email.header", "email.quoprimime"),  # mail
+        "csv",  # importlib.metadata
+        *("email.base64mime", "email.header", "email.quoprimime"),  # MIME
         "idna",  # hosts with letters beyond ASCII
         *("msgspec.inspect", "msgspec.toml", "msgspec.yaml"),  # other formats
-        *("structlog.stdlib", "structlog.threadlocal", "structlog.types"),  # the module `logging`
+        *("structlog.stdlib", "structlog.threadlocal", "structlog.types"),  # for module `logging`
     }
 )
 

@@ -179,12 +179,14 @@ def destinations(
         ]
     elif server := target.clickhouse_url(clickhouse.url):
         named = "BYOC_BILLING_TARGET" if target.clickhouse_url("") else "BYOC_CLICKHOUSE_URL"
+        # As the only meter it is asked for each sample, otherwise once per window.
+        only = "clickhouse" in {target.kind, own.meter}
         found.append(
             clickhouse_destination(
                 server,
                 daemon=NAME,
                 setting=named,
-                frequency=f"{own.window_seconds} s",
+                frequency=f"{own.sample_seconds if only else own.window_seconds:g} s",
             )
         )
     if own.bucket.startswith("file:"):
@@ -302,7 +304,7 @@ class _Parts(NamedTuple):
         scrapers = {}
         for name, url in servers.items():
             target = TargetName("clickhouse", url)
-            scrapers[name] = await self._open(stack, target, url, self._replica(name), name)
+            scrapers[name] = await self._open(stack, target, url, self._identity_of(name), name)
         return ServiceScraper(
             NAME,
             scrapers,
@@ -310,7 +312,7 @@ class _Parts(NamedTuple):
             sealer=self.sealer,
             clock=self.runtime.clock,
             metrics=self.runtime.metrics,
-            recorder=lambda name: self._recorder(self._replica(name)),
+            recorder=lambda name: self._recorder(self._identity_of(name)),
         )
 
     async def _open(
@@ -345,10 +347,10 @@ class _Parts(NamedTuple):
     def _recorder(self, identity: UsageIdentity) -> Recorder:
         return Recorder(identity=identity, sample_ms=self.intervals.sample_ms)
 
-    def _replica(self, name: str) -> UsageIdentity:
-        """Return the identity of one of several replicas: the pod is ours, not the server's."""
-        own = _identity(self.runtime.core, self.own)
-        return msgspec.structs.replace(own, replica=name, pod_uid="")
+    def _identity_of(self, name: str) -> UsageIdentity:
+        """Return the identity of one of several replicas. The pod is ours, not the server's."""
+        identity = _identity(self.runtime.core, self.own)
+        return msgspec.structs.replace(identity, replica=name, pod_uid="")
 
 
 def metered_container(own: Settings, environ: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,11 +41,12 @@ from byoc_agents.ledger.heads import KeptHead, KeptHeads
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, Raw, extend, raw_lines
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, encode_hash
+from byoc_agents.ledger.writer import MAX_GROUP, REFUSED_BURST
 
 MAX_PROBLEMS = 100  # listed; the others are counted
 TRIES = 5  # the oldest file may be removed by the running daemon while we read
 SETTLE_SECONDS = 0.2  # a write in progress ends within this time
-GROUP_LINES = 36  # lines of one write: MAX_GROUP and REFUSED_BURST of `writer`
+GROUP_LINES = MAX_GROUP + REFUSED_BURST  # lines of one write
 
 
 class LedgerVerdict(msgspec.Struct, kw_only=True):
@@ -112,12 +114,12 @@ class _Verifier:
             self._heads.setdefault(kept_head.size, []).append(kept_head)
         self._any_kept = bool(kept.heads or kept.anchors)
         self._tree: TreeHead | None = None  # over the lines so far
-        self._first_size: int | None = None  # of the tree before the first line that is kept
+        self._first_size: int | None = None  # of the tree before the first line of the first file
         self._first: int | None = None  # number of the first line
         self._bound = _Bound(max_bytes)
+        self._format = FORMAT  # of the current file
         self._before: LinePosition | None = None  # number and hash of the line before
         self._readable = True  # whether that line could be decoded
-        self._format = FORMAT  # of the file
         self._place = ""  # file and number of that line
         # The last line that was removed, if the first one here is not line 0.
         self._cut_at: LinePosition | None = None
@@ -366,8 +368,9 @@ class _Verifier:
             self._add_problem(
                 self.verdict.directory, f"{lines} are missing and no line states their removal"
             )
-        for place, problem in self._bound.find_unneeded(self._segments.numbers()[:1]):
-            self._add_problem(place, problem)
+        numbers = self._segments.numbers()
+        if numbers and (found := self._bound.find_unneeded(numbers[0])):
+            self._add_problem(*found)
         self._conclude_heads()
         for intent in self._open:
             self.verdict.notes.append(f"line {intent} has no outcome yet: in flight, or a crash")
@@ -402,29 +405,38 @@ class _Verifier:
         self._add_problem(self.verdict.directory, text)
 
 
+class _Removal(NamedTuple):
+    """A stated removal of a file."""
+
+    place: str
+    line: RemovedLine
+    left_bytes: int  # in use when it was stated
+    bound: int  # that was in force
+
+
 class _Bound:
-    """Counts what the ledger holds, to judge whether a removal was needed to stay within it.
+    """Judges whether a stated removal was needed to keep the ledger within its bound.
 
     The writer removes a file only if the bytes in use and those of the next write exceed the bound.
-    So the files that are left, the removed one and the largest write are never below the bound. The
-    size of the removed one is in the line about it and in the first line of the next file, which
-    was written before.
+    So the remaining files, the removed file and the largest write together reach the bound. The
+    size of the removed file is in the line about it, and in the first line of the next file, which
+    is older than that line.
     """
 
     def __init__(self, lowest: int) -> None:
-        self._lowest = lowest  # bound that the reader has set; 0 = never lowered
-        self._max_bytes = 0  # the highest that a file states so far; 0 = by none
+        self._lowest = lowest  # the smallest bound that the user has ever set; 0 = never lowered
+        self._max_bytes = 0  # the largest bound that a file states so far; 0 = none states one
         self._used = 0  # bytes of the files that are there, up to the current line
         self._longest_line = 0
         self._most_kept = 0  # bytes of the bodies that one intent keeps
         self._kept: set[str] = set()  # bodies of the current file
         self._previous_bytes: dict[int, int] = {}  # of files, as the first line of the next states
-        self._removed: dict[int, tuple[str, RemovedLine, int, int]] = {}
+        self._removed: dict[int, _Removal] = {}
 
     def begin_file(self, line: SegmentLine) -> None:
-        """Note the bound that a file states, and the size of the file before it.
+        """Record the bound that a file states, and the size of the file before it.
 
-        A lower bound is not believed.
+        A file that states a smaller bound than an earlier file does not change it.
         """
         self._kept.clear()
         self._previous_bytes[line.segment - 1] = line.previous_bytes
@@ -446,24 +458,24 @@ class _Bound:
         self._kept |= sizes.keys()
 
     def remove(self, place: str, line: RemovedLine) -> None:
-        """Note a stated removal, the first time."""
+        """Record the first statement of a removal."""
         bound = min(self._lowest or self._max_bytes, self._max_bytes)
-        self._removed.setdefault(line.segment, (place, line, self._used, bound))
+        self._removed.setdefault(line.segment, _Removal(place, line, self._used, bound))
 
-    def find_unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
-        """Return the removal before the first file, with a text, if there was room without it.
+    def find_unneeded(self, first_file: int) -> tuple[str, str] | None:
+        """Return (place, problem) if the removal before the first file was not needed.
 
-        The files that were there at an earlier removal are not known any more.
+        Earlier removals cannot be judged: the files that existed then are not known.
         """
-        for number in first_file:
-            place, line, left, bound = self._removed.get(number - 1, ("", None, 0, 0))
-            write = GROUP_LINES * (self._longest_line + LINK_BYTES)
-            write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
-            most = self._previous_bytes.get(number - 1) or bound // SEGMENTS + write
-            if line and left + min(line.bytes, most) + write < bound:
-                what = (
-                    f"states that file {line.segment} was removed, and only {left} bytes were left"
-                )
-                why = f"the bound of {bound} did not require it (--max-bytes, if it was lowered)"
-                return [(place, f"{what}: {why}")]
-        return []
+        removal = self._removed.get(first_file - 1)
+        if removal is None:
+            return None
+        place, line, left, bound = removal
+        write = GROUP_LINES * (self._longest_line + LINK_BYTES)
+        write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
+        most = self._previous_bytes.get(first_file - 1) or bound // SEGMENTS + write
+        if left + min(line.bytes, most) + write >= bound:
+            return None
+        what = f"states that file {line.segment} was removed, and only {left} bytes were left"
+        why = f"the bound of {bound} did not require it (--max-bytes, if it was lowered)"
+        return place, f"{what}: {why}"

@@ -1,8 +1,9 @@
 """Rules of nftables for the network namespace of a pod, whose containers differ by their uid.
 
 A NetworkPolicy selects a pod, so what it allows for a daemon it allows for ClickHouse in the same
-pod. The kernel knows the uid that opened a socket. These rules hold the daemons' uids to their
-destinations, and refuse every other uid where only the daemons have to connect.
+pod. The kernel knows the uid that opened a socket. These rules restrict the daemons' uids to their
+destinations, and refuse TCP connections of every other uid to the hosts and ports that only the
+daemons need.
 
 Nothing here tracks connections: the rules look at the packet that opens one (SYN). Connections
 that are open when the rules are loaded go on, and ClickHouse's need no entry in a table.
@@ -22,9 +23,8 @@ TABLE = "inet byoc_agents_pod"
 PREAMBLE = (f"table {TABLE}", f"delete table {TABLE}")  # the first line makes the second possible
 DAEMONS, OTHERS = "daemons", "others"
 COMMENT_BYTES = 100  # nft takes at most 128
-# Not `!= uid`: a packet whose socket has no owner matches neither form, and is one of the others.
-OPENS = "tcp flags & (fin | syn | rst | ack) == syn"
-OPEN = "tcp flags & (fin | syn | rst | ack) != syn"
+NEW_CONNECTION = "tcp flags & (fin | syn | rst | ack) == syn"
+NOT_NEW = "tcp flags & (fin | syn | rst | ack) != syn"
 REJECT = "reject with tcp reset"  # the connection attempt fails at once, not after a timeout
 EVERYTHING_ELSE = (
     f'meta l4proto tcp counter {REJECT} comment "everything else"',
@@ -32,15 +32,15 @@ EVERYTHING_ELSE = (
 )
 NOTES = (
     (
-        "They are for the network namespace of one pod, not of a node: load them before the other"
-        " containers start, with `nft -f FILE` as root with NET_ADMIN. Loading them again replaces"
-        " them and leaves open connections alone."
+        "The rules are for the network namespace of one pod, not of a node. Load them before the"
+        " other containers start, with `nft -f FILE` as root with NET_ADMIN. Loading them again"
+        " replaces them, and open connections continue."
     ),
     (
-        "They do not hold root, nor a process with CAP_SETUID, CAP_NET_RAW or CAP_NET_ADMIN. DNS"
-        " is open to every uid."
+        "They do not restrict root, a process with CAP_SETUID, CAP_NET_RAW or CAP_NET_ADMIN, or"
+        " UDP of the other uids, DNS included."
     ),
-    "The address of a Service is its ClusterIP here: nothing has translated it yet.",
+    "Give a Service by its ClusterIP: its address is translated only after these rules.",
 )
 
 
@@ -63,7 +63,7 @@ class _Rule:
 
     def row(self) -> dict[str, object]:
         return {
-            "uid": self.chain,
+            "chain": self.chain,
             "action": self.action.split()[0],
             "protocol": self.protocol,
             "port": self.port or "any",
@@ -79,14 +79,15 @@ def pod_rules(facts: Facts, options: Options) -> Rendered:
     found = flows(facts, options)
     _check(found, options)
     rules = [*_of_daemons(found, options), *_of_others(found, options)]
+    # Not `!= uid`: a packet whose socket has no owner matches neither form, so it is one of others.
     uids = [f"meta skuid {uid} goto {DAEMONS}" for uid in options.uids]
     chains = {
         "output": (
             "type filter hook output priority filter; policy accept;",
-            *('oifname "lo" accept', *uids, f"{OPENS} goto {OTHERS}"),
+            *('oifname "lo" accept', *uids, f"{NEW_CONNECTION} goto {OTHERS}"),
         ),
         DAEMONS: (
-            f"{OPEN} accept",
+            f"{NOT_NEW} accept",
             *(rule.text() for rule in rules if rule.chain == DAEMONS),
             *EVERYTHING_ELSE,
         ),
@@ -183,8 +184,8 @@ def _compare(place: str, wanted: list[str], given: list[str]) -> Iterator[Policy
 
 SPELLINGS = (  # of nft's versions and options, as a regular expression -> our own
     (r"counter packets \d+ bytes \d+", "counter"),
-    (r"tcp flags syn / fin,syn,rst,ack", OPENS),
-    (r"tcp flags != syn / fin,syn,rst,ack", OPEN),
+    (r"tcp flags syn / fin,syn,rst,ack", NEW_CONNECTION),
+    (r"tcp flags != syn / fin,syn,rst,ack", NOT_NEW),
     (r"priority 0;", "priority filter;"),
     (r"(ip daddr [\d.]+)/32\b", r"\1"),
     (r"(ip6 daddr [\da-f:]+)/128\b", r"\1"),

@@ -214,6 +214,26 @@ def test_the_destinations_are_the_settings_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "frequency"),
+    [
+        ({}, "60 s"),
+        ({"BYOC_BILLING_WINDOW_SECONDS": "30"}, "30 s"),
+        ({"BYOC_BILLING_METER": "clickhouse"}, "5 s"),
+        ({"BYOC_BILLING_TARGET": "clickhouse:http://127.0.0.1:1"}, "5 s"),
+        (
+            {"BYOC_BILLING_METER": "clickhouse", "BYOC_BILLING_SAMPLE_SECONDS": "0.5"},
+            "0.5 s",
+        ),
+    ],
+)
+def test_a_server_that_is_the_only_meter_is_asked_for_each_sample(
+    more: dict[str, str], frequency: str
+) -> None:
+    server, *_ = configure(["billing-scraper"], GOOD | more).destinations
+    assert server.frequency == frequency
+
+
+@pytest.mark.parametrize(
     ("more", "settings"),
     [
         ({}, ["BYOC_CLICKHOUSE_URL", "BYOC_BILLING_BUCKET", "AWS_ROLE_ARN"]),

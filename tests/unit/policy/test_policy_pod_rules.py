@@ -95,7 +95,7 @@ def test_what_the_networkpolicy_opens_for_the_pod_is_refused_to_every_other_uid(
     refused = {(one["peer"], one["port"]) for one in rows if one["action"] == "reject"}
     assert refused == opened
     assert len(refused) == 6
-    assert {one["uid"] for one in rows if one["action"] == "reject"} == {"others"}
+    assert {one["chain"] for one in rows if one["action"] == "reject"} == {"others"}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_others_need_too_is_named_by_kind_host_or_address(
     name: str, open_to_others: list[str]
 ) -> None:
     rows = pod_rules(FACTS, replace(GIVEN, also=(name,))).document
-    others = [one for one in rows if one["uid"] == "others"]
+    others = [one for one in rows if one["chain"] == "others"]
     assert [one["peer"] for one in others if one["action"] == "accept"] == open_to_others
     assert [one["action"] for one in others] == sorted(one["action"] for one in others)
 
