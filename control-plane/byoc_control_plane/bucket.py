@@ -76,20 +76,20 @@ class Bucket:
         self, items: AsyncIterable[Listed]
     ) -> AsyncGenerator[tuple[Listed, bytes | str | None], None]:
         """Yield each object with what `get` returns, with GETS_IN_FLIGHT requests at a time."""
-        flying: deque[tuple[Listed, asyncio.Task[bytes | str | None]]] = deque()
+        in_flight: deque[tuple[Listed, asyncio.Task[bytes | str | None]]] = deque()
         try:
             async for item in items:
-                flying.append((item, asyncio.create_task(self.get(item.key))))
-                if len(flying) >= GETS_IN_FLIGHT:
-                    first, task = flying.popleft()
+                in_flight.append((item, asyncio.create_task(self.get(item.key))))
+                if len(in_flight) >= GETS_IN_FLIGHT:
+                    first, task = in_flight.popleft()
                     yield first, await task
-            while flying:
-                first, task = flying.popleft()
+            while in_flight:
+                first, task = in_flight.popleft()
                 yield first, await task
         finally:
-            for _, task in flying:
+            for _, task in in_flight:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in flying), return_exceptions=True)
+            await asyncio.gather(*(task for _, task in in_flight), return_exceptions=True)
 
     async def put_once(
         self, key: str, body: bytes, content_type: str = "application/zstd", encoding: str = "", /

@@ -1,6 +1,6 @@
-"""Keys and sizes of objects, compressed: about a seventh of the memory of a list.
+"""Objects of a listing (key and size), compressed: less than a fifth of the memory of a list.
 
-A backlog has a million keys, and the fewer of them fit into memory, the more often they are listed.
+A backlog has a million objects. The compactor lists the bucket again for those that do not fit.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ _decode = msgspec.msgpack.Decoder(Pairs).decode
 
 
 class KeyList:
-    """A list of objects that grows at its end."""
+    """Keys and sizes of objects, in the order in which they were added."""
 
     def __init__(self, zstd: zstandard.ZstdCompressor) -> None:
-        """`zstd` may be shared by the lists of one thread: each has buffers of its own."""
+        """`zstd` may be shared by the lists of one thread."""
         self._zstd = zstd
         self._blocks: list[bytes] = []
         self._last: Pairs = []
@@ -33,7 +33,7 @@ class KeyList:
         grown = ITEM_BYTES
         self._last.append((item.key.encode(errors="surrogateescape"), item.size))
         if len(self._last) == BLOCK:
-            # A copy: zstandard cuts a buffer of the uncompressed size, whose rest stays unusable.
+            # A copy: zstandard shrinks a buffer of the full size, and keeps the rest allocated.
             block = bytes(memoryview(self._zstd.compress(_encode(self._last))))
             grown += len(block) - ITEM_BYTES * BLOCK
             self._blocks.append(block)

@@ -19,7 +19,7 @@ StreamName = Literal["state", "alerts"]
 
 INTERVAL_SECONDS = 1.0
 OUTAGE_MS = 10_000  # a longer interruption starts the count again; `silent_now` has the same number
-REST = 4  # the queries of one process on silence take at most a fifth of the time
+PAUSE_FACTOR = 4  # pause after the queries, in multiples of their time: at most a fifth of it
 MAX_SERIES = 1000  # silent daemons with a series of their own
 
 SILENT = (
@@ -127,7 +127,7 @@ class SilenceWatch:
                 self._metrics.store_errors.inc()
                 structlog.get_logger().warning("silence.not_checked", error=str(error)[:300])
             took_seconds = (self._clock.boot_ns() - started_ns) / 1e9
-            await self._clock.sleep(max(INTERVAL_SECONDS, REST * took_seconds))
+            await self._clock.sleep(max(INTERVAL_SECONDS, PAUSE_FACTOR * took_seconds))
 
     async def refresh(self) -> None:
         """Read the views once. Raises StoreError."""

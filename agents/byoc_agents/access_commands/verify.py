@@ -1,8 +1,8 @@
 """Verify the evidence of one grant: every file, digest, signature and step, without a broker.
 
-What the evidence cannot prove of itself is that its keys and its lines are the true ones. The keys
-are therefore given from outside, or they are those of the policy in the evidence. An anchor, a line
-of the ledger that was kept elsewhere, binds all lines before it.
+Evidence cannot prove that its own keys and ledger lines are genuine. Keys therefore come from
+outside, or, if none are given, from the policy in the evidence. An anchor, the number and hash of a
+ledger line that was kept elsewhere, confirms all lines before it.
 """
 
 import base64

@@ -124,11 +124,11 @@ class Daemon(msgspec.Struct, frozen=True):
             log.warning("daemon.shutdown_timeout", backlog_events=self.spool.totals.events)
 
     async def _finish(self) -> bool:
-        """Finish the source. Return whether a second call is useless.
+        """Finish the source. Return False if a second call may succeed.
 
-        False: the spool refused them, and may have room after the drain. True: they are stored, or
-        a defect prevented it, which another call would meet again. A failure does not prevent
-        stored messages from being sent.
+        False: the spool refused the last events, and may have room after the drain. True: they are
+        stored, or a defect prevented it, which would happen again. After a failure, stored messages
+        are still sent.
         """
         log = structlog.get_logger().bind(daemon=self.name)
         try:

@@ -89,7 +89,8 @@ class DaemonSpec(msgspec.Struct, frozen=True):
     destinations: Callable[..., list[Destination]]
     open_daemon: Callable[..., AbstractAsyncContextManager[Daemon]]
     load: Callable[[], None] = _load_nothing  # imports what the audit hook would refuse
-    # In files that a running daemon reads again, so that they must not end it at its start.
+    # Returns the mistakes in files that the daemon reads again while it runs. `check-config`
+    # reports them. `run` does not, because a mistake there must not prevent a start.
     find_mistakes: Callable[[Any], list[str]] = _find_no_mistakes
 
 
@@ -260,8 +261,8 @@ async def _build_daemons(
     names = "+".join(configuration.daemons)
     log.count_lost(metrics.log_lost.labels(names).inc)
     on_refused: list[Callable[[str, str], None]] = []
-    gate = _gate(configuration, metrics, on_refused)
-    confine, addresses = _confinement(core.seccomp, metrics.seccomp.labels(names))
+    gate = _build_gate(configuration, metrics, on_refused)
+    confine, addresses = _prepare_seccomp(core.seccomp, metrics.seccomp.labels(names))
     enforce_process(gate, configuration.listeners, addresses)
     runtime = Runtime(
         core=core,
@@ -288,7 +289,7 @@ def check_files(configuration: Configuration) -> None:
         raise ConfigError(mistakes)
 
 
-def _confinement(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Container[int]]:
+def _prepare_seccomp(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Container[int]]:
     """Return a function that puts the seccomp filter on the process and reports the outcome.
 
     The second value has the addresses of the C functions that it calls: the audit hook allows them.
@@ -326,7 +327,7 @@ def _confinement(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Contai
     return confine, install_filter.addresses
 
 
-def _gate(
+def _build_gate(
     configuration: Configuration,
     metrics: Metrics,
     on_refused: Sequence[Callable[[str, str], None]],

@@ -17,12 +17,12 @@ unknown. `TRANSITIONS` is this table:
 | next batch | attempt                                                  | next batch then |
 |------------|----------------------------------------------------------|-----------------|
 | new        | done: every message is stored, or a dead letter          | new             |
-| new        | refused: the receiver stored what it reported, no more   | new             |
+| new        | failed: the receiver stored what it reported, no more    | new             |
 | new        | rejects_all: the same, and a larger batch is tried       | new             |
 | new        | unknown: the receiver may have stored more               | unknown         |
 | new        | not_sent: no request was made                            | new             |
 | unknown    | done                                                     | new             |
-| unknown    | refused: but the attempt before may have been stored     | unknown         |
+| unknown    | failed: but the attempt before may have been stored      | unknown         |
 | unknown    | rejects_all                                              | new             |
 | unknown    | unknown                                                  | unknown         |
 | unknown    | not_sent                                                 | unknown         |
@@ -112,20 +112,20 @@ class BatchResult(Enum):
     """The end of an attempt, for the whole batch."""
 
     DONE = "done"  # every message is stored, or a dead letter
-    REFUSED = "refused"  # the receiver has stored the messages that it confirmed, and no others
-    REJECTS_ALL = "rejects_all"  # refused, and the receiver accepts no message at all
+    FAILED = "failed"  # the receiver has stored the messages that it confirmed, and no others
+    REJECTS_ALL = "rejects_all"  # failed, and the receiver accepts no message at all
     UNKNOWN = "unknown"  # the receiver may have stored more than it confirmed
     NOT_SENT = "not_sent"  # no request was made
 
 
 TRANSITIONS = {
     (NextBatch.NEW, BatchResult.DONE): NextBatch.NEW,
-    (NextBatch.NEW, BatchResult.REFUSED): NextBatch.NEW,
+    (NextBatch.NEW, BatchResult.FAILED): NextBatch.NEW,
     (NextBatch.NEW, BatchResult.REJECTS_ALL): NextBatch.NEW,
     (NextBatch.NEW, BatchResult.UNKNOWN): NextBatch.UNKNOWN,
     (NextBatch.NEW, BatchResult.NOT_SENT): NextBatch.NEW,
     (NextBatch.UNKNOWN, BatchResult.DONE): NextBatch.NEW,
-    (NextBatch.UNKNOWN, BatchResult.REFUSED): NextBatch.UNKNOWN,
+    (NextBatch.UNKNOWN, BatchResult.FAILED): NextBatch.UNKNOWN,
     (NextBatch.UNKNOWN, BatchResult.REJECTS_ALL): NextBatch.NEW,
     (NextBatch.UNKNOWN, BatchResult.UNKNOWN): NextBatch.UNKNOWN,
     (NextBatch.UNKNOWN, BatchResult.NOT_SENT): NextBatch.UNKNOWN,
@@ -292,7 +292,7 @@ class Shipper:
             return BatchResult.REJECTS_ALL
         if not self._requested:
             return BatchResult.NOT_SENT
-        return BatchResult.UNKNOWN if leaves_unknown(reasons) else BatchResult.REFUSED
+        return BatchResult.UNKNOWN if leaves_unknown(reasons) else BatchResult.FAILED
 
     def _adapt_batch_size(
         self, batch: Sequence[Message], outcomes: Sequence[Outcome], result: BatchResult

@@ -27,8 +27,8 @@ T = TypeVar("T")
 class Spool:
     """A durable queue of messages, with staged lines, checkpoints and dead letters.
 
-    Staged lines are usage records that are not yet sealed into a message. Checkpoints are the bytes
-    that a daemon stores under keys of its own, here called its state.
+    Staged lines are usage records that are not yet sealed into a message. The state is bytes that a
+    daemon stores under keys of its own; its checkpoints are part of it.
 
     Every method may wait for the disk. Raises:
 
@@ -163,7 +163,7 @@ class Spool:
         return await self.run(lambda store: store.staged(), OperationKind.READ)
 
     async def state(self, prefix: str = "") -> dict[str, bytes]:
-        """Return the checkpoints whose key starts with `prefix`."""
+        """Return the parts of the state whose key starts with `prefix`."""
         return await self.run(lambda store: store.state(prefix), OperationKind.READ)
 
     async def info(self) -> SpoolInfo:

@@ -19,7 +19,7 @@ ENOUGH_FOR_A_GROUP = 16  # operations in the last group, above which there is no
 Operation_contra = TypeVar("Operation_contra", contravariant=True)
 
 
-class Served(Protocol[Operation_contra]):
+class GroupFile(Protocol[Operation_contra]):
     """The file that the operations are for. Its methods run on the thread and may block."""
 
     def serve(self, group: Sequence[Operation_contra]) -> tuple[Sequence[Any], Any]:
@@ -42,7 +42,7 @@ class GroupCommitWorker(Generic[Operation_contra]):
     def __init__(  # noqa: PLR0913  spool and ledger differ in these
         self,
         name: str,
-        file: Served[Operation_contra],
+        file: GroupFile[Operation_contra],
         *,
         max_group: int,
         drop_cancelled: bool = False,

@@ -302,7 +302,10 @@ class Chain:
         self.mismatch = find_mismatch(self.segments, self._expected)
         found = _find_end(self.segments)
         self._end = found.end
-        self._pending = [*found.states, *(UnknownLine(intent=i, why="crash") for i in found.open)]
+        self._pending = [
+            *found.lines_to_write,
+            *(UnknownLine(intent=i, why="crash") for i in found.open),
+        ]
         if self.mismatch:
             self._pending.insert(0, self._mismatch_line(self.mismatch, found.number))
         if found.length:
@@ -359,12 +362,12 @@ class Chain:
     def _start(self, number: int) -> None:
         """Create the next file with its first line, and write to it from now on."""
         unknown = {line.intent for line in self._pending if isinstance(line, UnknownLine)}
-        flying = tuple(sorted({*self._open, *unknown}))
+        in_flight = tuple(sorted({*self._open, *unknown}))
         first = SegmentLine(
             format=self._format,
             version=__version__,
             segment=number,
-            open=flying,
+            open=in_flight,
             tree=self._tree,
             max_bytes=self._max_bytes,
             previous_bytes=self.segments.sizes.get(number - 1, 0),
@@ -402,7 +405,7 @@ class OpenedLedger(msgspec.Struct):
     max_bytes: int = 0  # the bound that the file states
     open: Sequence[int] = ()  # intents without an outcome
     removed: set[int] = msgspec.field(default_factory=set)  # files that were about to be deleted
-    states: list[Line] = msgspec.field(default_factory=list)
+    lines_to_write: list[Line] = msgspec.field(default_factory=list)  # about the recovery
 
 
 def _find_end(segments: Segments) -> OpenedLedger:
@@ -428,7 +431,7 @@ def _find_end(segments: Segments) -> OpenedLedger:
         _set_aside(segments, number, seen)  # not even a first line
         segments.path(number).unlink()
     number = numbers[0] if numbers else 1
-    return OpenedLedger(number, states=_list_unstated(segments, number, set()))
+    return OpenedLedger(number, lines_to_write=_list_unstated(segments, number, set()))
 
 
 def _continue_file(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
@@ -443,13 +446,13 @@ def _continue_file(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
     )
     if seen.damaged:
         found.number, found.length, found.end = number + 1, 0, seen.last
-        found.open, found.tree = sorted(seen.flying), seen.last_tree
-        found.states.append(
+        found.open, found.tree = sorted(seen.in_flight), seen.last_tree
+        found.lines_to_write.append(
             RecoveredLine(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
         )
     elif seen.rest_bytes:
         _set_aside(segments, number, seen)
-    found.states += _list_unstated(segments, number, seen.asides)
+    found.lines_to_write += _list_unstated(segments, number, seen.asides)
     return found
 
 

@@ -103,18 +103,18 @@ def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[LedgerEvent]
 
 def _of_daemon(daemon: str, directory: Path) -> Iterator[LedgerEvent]:
     segments = Segments(directory)
-    flying: dict[int, tuple[int, IntentLine]] = {}
+    in_flight: dict[int, tuple[int, IntentLine]] = {}
     for number in segments.numbers():
         for line in _lines(segments.path(number)):
             if isinstance(line, IntentLine):
-                flying[line.sequence] = (number, line)
+                in_flight[line.sequence] = (number, line)
             elif isinstance(line, RefusedLine):
                 yield _refusal(daemon, line)
             elif isinstance(line, FactLine):
                 yield _fact(daemon, line)
-            elif isinstance(line, ReceiptLine | UnknownLine) and line.intent in flying:
-                yield from _sends(daemon, segments, flying.pop(line.intent), line)
-    for pair in flying.values():
+            elif isinstance(line, ReceiptLine | UnknownLine) and line.intent in in_flight:
+                yield from _sends(daemon, segments, in_flight.pop(line.intent), line)
+    for pair in in_flight.values():
         yield from _sends(daemon, segments, pair, None)
 
 

@@ -44,7 +44,7 @@ class Scan(msgspec.Struct):
     good_bytes: int = 0
     end: LinePosition = START  # the last line of the chain
     open: set[int] = msgspec.field(default_factory=set)  # intents of the chain without an outcome
-    flying: set[int] = msgspec.field(default_factory=set)  # the same over all that can be read
+    in_flight: set[int] = msgspec.field(default_factory=set)  # after all lines that can be read
     removed: set[int] = msgspec.field(default_factory=set)  # files whose removal it states
     asides: set[str] = msgspec.field(default_factory=set)  # names of cut-off ends that it states
     rest_bytes: int = 0
@@ -84,7 +84,7 @@ def scan(path: Path) -> Scan:
         else:
             _extend_chain(found, raw, line)
         if line:
-            _follow(found.flying, line)
+            _follow(found.in_flight, line)
         if raw.whole:
             sequence = found.last.sequence + 1 if line is None else line.sequence
             found.last = LinePosition(sequence, sha256_hex(raw.content))
@@ -122,13 +122,13 @@ def _extend_chain(found: Scan, raw: Raw, line: LedgerLine) -> None:
         found.asides.add(line.aside)
 
 
-def _follow(flying: set[int], line: LedgerLine) -> None:
+def _follow(in_flight: set[int], line: LedgerLine) -> None:
     if isinstance(line, SegmentLine):
-        flying.update(line.open)
+        in_flight.update(line.open)
     elif isinstance(line, IntentLine):
-        flying.add(line.sequence)
+        in_flight.add(line.sequence)
     elif isinstance(line, ReceiptLine | UnknownLine):
-        flying.discard(line.intent)
+        in_flight.discard(line.intent)
 
 
 def find_ends(path: Path) -> tuple[int, LinePosition]:

@@ -85,7 +85,7 @@ class HttpsSink:
     ) -> None:
         """Send through `session`; both secrets are read again for each attempt.
 
-        `setting` is named in the error of an answer that proves nothing: what to correct.
+        `setting` is the setting that the error about a response without proof names.
 
         Without `proof`, any 2xx, 413, 415 or 422 with an empty body or JSON counts, as in the
         contract of 0.1. Then any server behind the URL can store or reject events.

@@ -190,7 +190,7 @@ class Bucket:
         self._bodies = {message.id: message.body for message in messages}
         self._page_keys = page_keys
         self._errors = errors
-        self.flying = 0
+        self.in_flight = 0
         self.most = 0
 
     @asynccontextmanager
@@ -211,8 +211,8 @@ class Bucket:
     async def get_object(self, **key: str) -> dict[str, Any]:
         if "get" in self._errors:
             raise self._errors["get"]
-        self.flying += 1
-        self.most = max(self.most, self.flying)
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
         return {"Body": self._body(self._bodies[key["Key"]])}
 
     @asynccontextmanager
@@ -223,7 +223,7 @@ class Bucket:
                 return body
 
         yield Stream()
-        self.flying -= 1
+        self.in_flight -= 1
 
 
 def test_pages_are_followed_and_gets_in_flight_bounded(run: Run) -> None:

@@ -173,7 +173,7 @@ async def test_each_row_of_the_table(tmp_path: Path, now: NextBatch, end: BatchR
     """A new batch has fewer or more messages than the last one, or others."""
     scripts: dict[BatchResult, list[Receipt | SendError]] = {
         BatchResult.DONE: [OK],
-        BatchResult.REFUSED: [DENIED],
+        BatchResult.FAILED: [DENIED],
         BatchResult.REJECTS_ALL: [REJECTS_ALL],
         BatchResult.UNKNOWN: [RESET],
         BatchResult.NOT_SENT: [],
