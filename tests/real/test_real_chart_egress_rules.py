@@ -137,7 +137,7 @@ def test_the_page_of_the_installation_compares_a_pod_with_its_settings(tmp_path:
     """Its values, with those of its section on these rules, and its command."""
     page = PAGE.read_text()
     section = page.partition("\n## Rules by uid\n")[2].partition("\n## ")[0]
-    block, command = re.findall(r"^```\n(.+?)^```", section, re.MULTILINE | re.DOTALL)
+    block, command = re.findall(r"^```(?:yaml)?\n(.+?)^```", section, re.MULTILINE | re.DOTALL)
     usual = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     values = tmp_path / "values.yaml"
     values.write_text(yaml.safe_dump(merged(usual, yaml.safe_load(block))))
