@@ -214,6 +214,13 @@ def test_an_account_that_the_customer_names_is_kept() -> None:
     assert pod.spec["serviceAccountName"] == "clickhouse"
     accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
     assert accounts == {"byoc-agents-alert-forwarder"}, "no account that no pod uses"
+    instead = ("--set", "clickhouse.serviceAccountName=,serviceAccount.name=for-it")
+    (pod,) = [
+        one
+        for one in pods(render.manifests(render.CHART / "ci" / "altinity-values.yaml", *instead))
+        if one.with_clickhouse
+    ]
+    assert pod.spec["serviceAccountName"] == "for-it"
     named = ("--set", "clickhouse.serviceAccountName=clickhouse")
     printed = render.CHART / "ci" / "bitnami-values.yaml"
     assert "serviceAccount:" in render.printed(printed)
