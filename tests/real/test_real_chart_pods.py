@@ -199,6 +199,18 @@ def test_each_meter_gets_what_it_needs_and_no_more(
         assert (rights["runAsUser"], rights["runAsGroup"]) == expected
 
 
+def test_the_forwarder_gets_the_namespace_of_the_release() -> None:
+    """Its default matchers select the alerts of this namespace only."""
+    documents = render.manifests(DEFAULT, "--namespace", "another")
+    (found,) = [
+        environment(container)["BYOC_ALERTS_NAMESPACE"]
+        for pod in pods(documents)
+        for container in pod.ours
+        if container["name"] == "alert-forwarder"
+    ]
+    assert found == "another"
+
+
 def test_clickhouse_keeps_its_own_ids() -> None:
     (pod,) = [one for one in every_pod(DEFAULT, render.NEW) if one.with_clickhouse]
     (clickhouse,) = pod.spec["containers"]
