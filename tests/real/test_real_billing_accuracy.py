@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.real.accuracy import TICKS_PER_SECOND, Row, measured, mixed_row, table
+from lab.real.accuracy import Row, is_exact, measured, mixed_row, table
 
 pytestmark = pytest.mark.quiet
 TOLERANCE_PERCENT = 2.0
-MIXED_PERCENT = 0.2  # of `python -m lab.real.accuracy --mixed 3600`
 MIXED_SECONDS = 30
 ROWS = 9
 
@@ -45,12 +44,7 @@ def test_clickhouses_own_counters_see_little_of_many_small_queries(rows: list[Ro
 
 
 def test_the_default_meter_agrees_with_the_cgroup_under_a_mixed_load(tmp_path: Path) -> None:
-    """Four values in whole ticks are rounded down: utime, stime, cutime and cstime of one process.
-
-    That error does not grow with time, so it is allowed for once, in addition to the percentage.
-    """
     row = mixed_row(tmp_path, MIXED_SECONDS)
     print(f"\n{table([row])}")
-    rounding = 4 / TICKS_PER_SECOND
     assert row.used > 2.0
-    assert abs(row.billed - row.used) <= row.used * MIXED_PERCENT / 100 + rounding
+    assert is_exact(row)

@@ -109,6 +109,10 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "clickhouse.serviceAccountName=own,aws.identity=podIdentity",
         "aws.identity: EKS associates one role with the account own",
     ),
+    "no-account-of-altinitys-clickhouse": (
+        "clickhouse.owner=altinity",
+        "clickhouse.serviceAccountName: is required for owner altinity",
+    ),
     "no-addresses": ("networkPolicy.cidrs=null", "networkPolicy.cidrs.s3: is required"),
     "all-addresses": (
         "networkPolicy.cidrs.s3[0]=0.0.0.0/0",

@@ -199,6 +199,18 @@ def test_each_meter_gets_what_it_needs_and_no_more(
         assert (rights["runAsUser"], rights["runAsGroup"]) == expected
 
 
+def test_the_forwarder_gets_the_namespace_of_the_release() -> None:
+    """Its default matchers select the alerts of this namespace only."""
+    documents = render.manifests(DEFAULT, "--namespace", "another")
+    (found,) = [
+        environment(container)["BYOC_ALERTS_NAMESPACE"]
+        for pod in pods(documents)
+        for container in pod.ours
+        if container["name"] == "alert-forwarder"
+    ]
+    assert found == "another"
+
+
 def test_clickhouse_keeps_its_own_ids() -> None:
     (pod,) = [one for one in every_pod(DEFAULT, render.NEW) if one.with_clickhouse]
     (clickhouse,) = pod.spec["containers"]
@@ -214,6 +226,13 @@ def test_an_account_that_the_customer_names_is_kept() -> None:
     assert pod.spec["serviceAccountName"] == "clickhouse"
     accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
     assert accounts == {"byoc-agents-alert-forwarder"}, "no account that no pod uses"
+    instead = ("--set", "clickhouse.serviceAccountName=,serviceAccount.name=for-it")
+    (pod,) = [
+        one
+        for one in pods(render.manifests(render.CHART / "ci" / "altinity-values.yaml", *instead))
+        if one.with_clickhouse
+    ]
+    assert pod.spec["serviceAccountName"] == "for-it"
     named = ("--set", "clickhouse.serviceAccountName=clickhouse")
     printed = render.CHART / "ci" / "bitnami-values.yaml"
     assert "serviceAccount:" in render.printed(printed)

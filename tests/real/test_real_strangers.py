@@ -14,12 +14,14 @@ from lab.real.parts.process import DIRECT, RealProcess
 from lab.real.scraper import eventually
 from lab.strangers import (
     DAEMONS,
+    PEAK_BYTES,
     RESPONSE_SECONDS,
     Scenario,
     Strangers,
     allow_connections,
     limited,
     measure,
+    peak_resident_bytes,
     plan,
 )
 
@@ -59,6 +61,7 @@ def test_a_real_alertmanager_delivers_among_silent_connections(
         finally:
             strangers.stop()
         assert running.process.poll() is None
+        assert peak_resident_bytes(running.process.pid) < PEAK_BYTES
     assert seconds < RESPONSE_SECONDS
 
 

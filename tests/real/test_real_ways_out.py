@@ -58,8 +58,9 @@ ENDS = {
     "multiprocessing": KERNEL,  # no event in Python 3.11
     "ctypes connect": HOOK,
     "ctypes look-up": HOOK_DNS,
-    "native client's connect": BOTH,  # a stand-in: the import ends with ImportError
-    "native client's look-up": BOTH,
+    "ctypes function resolved before the hook": NETWORK,  # no event before Python 3.14
+    "native client's connect": HOOK,  # a stand-in: the import ends with ImportError
+    "native client's look-up": HOOK_DNS,
     "accepted connection": BOTH,
     "relay by an AF_UNIX socket": BOTH,
     "UDP to an allowed TCP port": HOOK,
@@ -70,7 +71,7 @@ ENDS = {
 UNCOUNTED = {  # that the hook refuses or does not see, and does not count
     *("connect to IPv4 with a scope", "bind to a name", "connect to a name", "multiprocessing"),
     *("native client's connect", "native client's look-up", "listen without bind"),
-    "the gate's memory changed",
+    *("the gate's memory changed", "ctypes function resolved before the hook"),
 }
 
 

@@ -228,14 +228,16 @@ class _Program(ctypes.Structure):
 class Installer:
     """Puts the filter on all threads of this process when it is called. Call it once."""
 
-    install: Callable[[], None]
+    steps: list[Callable[[], None]]  # empty when it is done: they hold a C function of ctypes
     addresses: set[int]  # of the C functions that it calls; empty when it is done
 
     def __call__(self) -> None:
         """Install the filter. Raises OSError if the kernel refuses."""
         try:
-            self.install()
+            for step in self.steps:
+                step()
         finally:
+            self.steps.clear()
             self.addresses.clear()
 
 
@@ -278,7 +280,7 @@ def prepare_filter(machine_name: str = os.uname().machine) -> Installer:
         call("seccomp", *filtering)
 
     address = ctypes.cast(syscall, ctypes.c_void_p).value
-    return Installer(install, {address} if address else set())
+    return Installer([install], {address} if address else set())
 
 
 def _is_glibc() -> bool:

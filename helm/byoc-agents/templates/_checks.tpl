@@ -46,6 +46,7 @@
 {{- end -}}
 {{- $named := $v.clickhouse.serviceAccountName -}}
 {{- if and $named (eq $v.aws.identity "podIdentity") (include "byoc-agents.awsInPod" .) -}}{{- $wrong = append $wrong (printf "aws.identity: EKS associates one role with the account %s of clickhouse.serviceAccountName, for all containers of the pod; expected irsa" $named) -}}{{- end -}}
+{{- if and (eq $v.clickhouse.owner "altinity") (not $named) (not $v.serviceAccount.name) (include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray) -}}{{- $wrong = append $wrong "clickhouse.serviceAccountName: is required for owner altinity: the account of ClickHouse's pods, which the operator would replace by the template's; or, if they have none of their own, serviceAccount.name: the account that they get" -}}{{- end -}}
 {{- if and $v.sidecars.print (has $v.clickhouse.owner (list "chart" "altinity")) -}}{{- $wrong = append $wrong "sidecars.print: is for clickhouse.owner bitnami or other" -}}{{- end -}}
 {{- if not $v.allowInsecureEndpoints -}}
 {{- $root := . -}}

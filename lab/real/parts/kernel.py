@@ -7,7 +7,7 @@ import errno
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,25 @@ def memory_limited(limit_bytes: int) -> Iterator[ControlGroup]:
         (directory,) = group.directories.values()
         (directory / file).write_text(str(limit_bytes))
         yield group
+
+
+@contextmanager
+def cpu_counted() -> Iterator[tuple[ControlGroup, Callable[[], float]]]:
+    """Make a group in v1 or v2. The function returns the core seconds that it has used."""
+    try:
+        hierarchy = {"cpuacct": _mounted("cgroup", "cpuacct")}
+    except PartError:
+        hierarchy = {"unified": _mounted("cgroup2", "")}
+    with _made(hierarchy) as group:
+        (directory,) = group.directories.values()
+
+        def used() -> float:
+            if "cpuacct" in hierarchy:
+                return int((directory / "cpuacct.usage").read_text()) / 1e9
+            counters = dict(map(str.split, (directory / "cpu.stat").read_text().splitlines()))
+            return int(counters["usage_usec"]) / 1e6
+
+        yield group, used
 
 
 @contextmanager

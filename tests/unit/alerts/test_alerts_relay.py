@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from byoc_agents.alerts import matchers
 from byoc_agents.alerts.dedup import AlertMemory, Episode, Fact
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
-from tests.unit.alerts.relay_harness import Harness, Memory, alert
+from tests.unit.alerts.forwarder_settings import settings
+from tests.unit.alerts.relay_harness import RULES, Harness, Memory, alert
 
 
 @pytest.fixture
@@ -142,6 +145,22 @@ async def test_alerts_that_are_not_selected_are_counted(harness: Harness) -> Non
     low = alert(labels={"alertname": "Low", "severity": "info"})
     assert await harness.accept(low, alert()) == 1
     assert harness.outcomes() == {"not_selected": 1, "relayed": 1}
+
+
+@pytest.mark.parametrize(
+    ("namespace", "outcomes"),
+    [("clickhouse", {"not_selected": 2, "relayed": 1}), ("", {"relayed": 3})],
+)
+async def test_clickhouses_alerts_of_another_namespace_are_not_selected(
+    namespace: str, outcomes: dict[str, float], harness: Harness
+) -> None:
+    _, own = settings(BYOC_ALERTS_MATCHERS="", BYOC_ALERTS_NAMESPACE=namespace)
+    harness.rules = msgspec.structs.replace(RULES, selector=matchers.parse(own.selected))
+    harness.restart()
+    labels = {"alertname": "ClickHouseDown", "severity": "critical"}
+    for number, where in enumerate(({"namespace": "clickhouse"}, {"namespace": "another"}, {})):
+        await harness.accept(alert(labels=labels | where, fingerprint=f"{number:016x}"))
+    assert harness.outcomes() == outcomes
 
 
 async def test_only_the_latest_watchdog_is_kept(durable: Harness) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.egress.audit_events import ALLOWED, DENIED
+from byoc_agents.egress.audit_hook import NATIVE_CLIENTS
 
 PRELUDE = """
 import asyncio, socket, sys, urllib.request
@@ -263,6 +264,47 @@ def test_only_the_functions_of_the_installer_are_called_and_only_until_it_is_don
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["open", "operation", "operation", "operation"]
+
+
+def test_the_installer_keeps_no_function_of_ctypes_when_it_is_done() -> None:
+    code = """
+        import ctypes, gc
+        from byoc_agents.egress.seccomp import prepare_filter
+
+        def found():
+            gc.collect()
+            functions = [one for one in gc.get_objects() if isinstance(one, ctypes._CFuncPtr)]
+            return sum(getattr(one, "__name__", "") == "syscall" for one in functions)
+
+        install = prepare_filter()
+        print(found())
+        install()
+        print(found())
+        """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "0"]
+
+
+def test_no_native_client_can_be_imported(
+    ports: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> None:
+    """Each one exists, as a module of that name, and so does one that is not a native client."""
+    for name in (*NATIVE_CLIENTS, "harmless"):
+        (tmp_path / f"{name}.py").touch()
+    code = f"""
+        sys.path.insert(0, {str(tmp_path)!r})
+        for name in {sorted(NATIVE_CLIENTS)}:
+            sys.modules.pop(name, None)
+            try:
+                __import__(name)
+                print(name)
+            except ImportError as error:
+                assert "the gate cannot check its sockets" in str(error)
+        import harmless
+        """
+    assert run(code, ports) == ""
 
 
 def test_it_listens_on_the_configured_addresses_only(

@@ -14,6 +14,7 @@ SELECTS = [
     *(variant for variants in queries.SLOW.values() for variant in variants),
 ]
 CHART = Path(__file__).parents[3] / "helm" / "byoc-agents"
+REQUIRES_GRANT = "select_from_system_db_requires_grant"  # without it the grants of columns are idle
 # What holds a name or a text of the customer, or makes the server ask Keeper for every table.
 FORBIDDEN = (
     *("command", "latest_fail_reason", "last_error_message", "last_exception", "exception"),
@@ -59,6 +60,20 @@ def _columns(grant: str) -> tuple[str, tuple[str, ...]]:
 def test_the_chart_grants_the_same(file: str) -> None:
     here = re.findall(r"GRANT [^<\n]+", (CHART / file).read_text())
     assert here == re.findall(r"(GRANT .*) TO byoc_state_exporter;", statements())
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"),
+    [
+        ("templates/clickhouse.yaml", f"<{REQUIRES_GRANT}>true</{REQUIRES_GRANT}>"),
+        (
+            "examples/altinity/chi.yaml",
+            f'\n    settings:\n      access_control_improvements/{REQUIRES_GRANT}: "true"\n',
+        ),
+    ],
+)
+def test_the_chart_makes_the_grants_bind(file: str, setting: str) -> None:
+    assert setting in (CHART / file).read_text()
 
 
 @pytest.mark.parametrize("select", SELECTS)
