@@ -6,6 +6,7 @@ NetworkPolicies of a render of the chart.
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import yaml
 
 from lab.real.chart import render
 from lab.real.chart.render import Manifest
+from lab.real.parts.install import ROOT
 from lab.tailnet import certificates, environment, policies
 from lab.tailnet.environment import (
     API,
@@ -51,6 +53,14 @@ SENT = {
     *("Container", "Env", "Desktop", "Userspace", "UserspaceRouter"),
     *("AppConnector", "StateEncrypted"),
 }
+
+
+# Fields of the messages themselves.
+MESSAGE = {
+    *("Hostinfo", "Endpoints", "EndpointTypes", "NodeKey", "DiscoKey", "Version"),
+    *("Compress", "KeepAlive", "Stream", "OmitPeers", "DebugFlags"),
+}
+PAGE = ROOT / "docs" / "access-network.md"
 
 
 @pytest.fixture(scope="module")
@@ -461,6 +471,7 @@ def test_what_the_pod_sends_to_the_coordination_server(
     for message in found:
         about |= message.get("Hostinfo") or {}
     assert set(about) <= SENT
+    assert {key for message in found for key in message} <= MESSAGE
     assert about["Hostname"] == HOSTS["clickhouse"]
     assert about["RequestTags"] == [environment.ENDPOINT_TAG]
     assert about["NoLogsNoSupport"] is True
@@ -470,6 +481,38 @@ def test_what_the_pod_sends_to_the_coordination_server(
     assert SERVERS not in json.dumps(found), "no address of another pod"
     endpoints = {one for message in found for one in message.get("Endpoints") or ()}
     assert {one.rpartition(":")[0] for one in endpoints} == {POD}, "and no public one"
+
+
+def test_the_page_has_every_field() -> None:
+    section = PAGE.read_text().partition("## What the tailnet learns")[2].partition("\n## ")[0]
+    table = section.partition("| host that")[0]
+    named = re.findall(r"`(\w+\*?)`", table)
+    exact = {one for one in named if not one.endswith("*")}
+    prefixes = tuple(one.removesuffix("*") for one in named if one.endswith("*"))
+    assert {one for one in SENT | MESSAGE if one not in exact and not one.startswith(prefixes)} == {
+        "Hostinfo"  # the object that has the fields of the node
+    }
+
+
+def test_what_the_pod_sends_and_tries_in_direct_mode(lab: Environment, direct: str) -> None:
+    """The cluster's public address in addition, and UDP to the relay and the engineer."""
+    reach_directly(lab, direct)
+    assert lab.ask(direct)["answer"] == ANSWER
+    found = lab.records(HOSTS["clickhouse"])
+    assert {key for message in found for key in message} <= MESSAGE
+    about = {key for message in found for key in message.get("Hostinfo") or {}}
+    assert {"Hostname", "NetInfo"} <= about <= SENT
+    endpoints = {one for message in found for one in message.get("Endpoints") or ()}
+    assert {one.rpartition(":")[0] for one in endpoints} == {POD, policies.PUBLIC}
+    tried = {one for one in policies.tried(ROUTER) if one[0] != NODE_DNS}
+    engineers = {one for one in tried if one[:2] == (ENGINEER, "udp")}
+    assert engineers
+    assert tried - engineers == {
+        (CONTROL, "tcp", 443),
+        (RELAY, "tcp", 443),
+        (RELAY, "udp", 3478),
+        (policies.PROXY_SERVICE, "tcp", 9441),
+    }
 
 
 def test_which_hosts_the_pod_tries(lab: Environment, relayed: str) -> None:
