@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -343,8 +343,7 @@ class Scenario:
 
     def _end(self) -> Iterator[Step]:
         """Revoke access under two open connections, then close the network path."""
-        own = {"certificate": "engineer", "timeout": SILENCE_SECONDS}
-        hold = partial(self._route.engineer.hold, self._route.address, self._route.port, **own)
+        hold = partial(self._hold, "engineer")
         with hold(send=LINE) as held:
             with (
                 hold(send=QUERY, user=user_of(GRANT)) as native,
@@ -362,13 +361,8 @@ class Scenario:
     def _revoke(self, held: Held, native: Held, running: "Future[dict[str, Any]]") -> Step:
         began = time.monotonic()
         answer = self._access("revoke", GRANT, "--by", "anna", "--comment", "solved")
-        while held.lines[-1].get("answer") != REFUSED:
-            _expect("error" not in held.lines[-1], str(held.lines[-1]))
-            _expect(time.monotonic() < began + END_SECONDS, "the open connection goes on")
-            held.next()
-        seconds = held.lines[-1]["at"] - began
-        ended = native.until_error()
-        _expect("code 192" in ended["error"], str(ended))
+        seconds = _wait_for_refusal(held, began)
+        ended = _wait_for_drop(native)
         self._queries += len(held.lines) - 1 + len(native.lines) - 1
         killed = _wait_for_kill(running, began)
         return Step(
@@ -382,25 +376,27 @@ class Scenario:
                 "answer": answer,
                 "seconds": seconds,
                 "answers": len(held.lines) - 1,
-                "native": {
-                    "error": ended["error"],
-                    "seconds": ended["at"] - began,
-                    "answers": len(native.lines) - 1,
-                },
+                "native": _of_native(native, ended, began),
                 "killed_seconds": killed,
             },
         )
 
     def _kill(self) -> Step:
-        """Open a second grant, and end its running query by the kill switch."""
+        """Open a second grant, and end its open connections and its query by the kill switch."""
         self._wait_for("closed")
         self._submit(SECOND, self._directory / "second.dsse.json")
         _, opened = self._sign_approval(SECOND)
         self._write_certificate("second", opened["certificate"])
-        with self._long_query("second") as running:
+        with (
+            self._hold("second", send=LINE) as held,
+            self._hold("second", send=QUERY, user=user_of(SECOND)) as native,
+            self._long_query("second") as running,
+        ):
             began = time.monotonic()
             printed = self._access("kill", "on", "--wait", f"{END_SECONDS:g}")
             waited = time.monotonic() - began
+            seconds = _wait_for_refusal(held, began)
+            ended = _wait_for_drop(native)
             killed = _wait_for_kill(running, began)
         after = self._ask("second")
         _expect(after.get("answer") == REFUSED, str(after))
@@ -408,11 +404,20 @@ class Scenario:
         self._access("kill", "off")
         return Step(
             "kill switch",
-            f"a second grant was open, and the kill switch ended its running query after"
-            f" {killed:.1f} s; the command printed {printed.splitlines()[-1]!r} after"
+            f"a second grant was open: the kill switch ended its query after {killed:.1f} s;"
+            f" its open connection was refused after {seconds:.1f} s, and its native session after"
+            f" {ended['at'] - began:.1f} s; the command printed {printed.splitlines()[-1]!r} after"
             f" {waited:.1f} s",
             f"byoc-agents access show {SECOND}",
-            {"printed": printed, "killed_seconds": killed, "event": closed, "after": after},
+            {
+                "printed": printed,
+                "seconds": seconds,
+                "answers": len(held.lines) - 1,
+                "native": _of_native(native, ended, began),
+                "killed_seconds": killed,
+                "event": closed,
+                "after": after,
+            },
         )
 
     def _refuse_after_revocation(self) -> Step:
@@ -557,11 +562,36 @@ class Scenario:
         given = {"certificate": certificate, "send": text, **options}
         return route.engineer.ask(route.address, route.port, **given)
 
+    def _hold(self, certificate: str, **options: Any) -> AbstractContextManager[Held]:
+        own = {"certificate": certificate, "timeout": SILENCE_SECONDS, **options}
+        return self._route.engineer.hold(self._route.address, self._route.port, **own)
+
     def _ask_with(self, *certificates: str) -> dict[str, dict[str, Any]]:
         return {one or "none": self._ask(one) for one in certificates}
 
     def _connections(self) -> str:
         return self._route.log or RECORD
+
+
+def _wait_for_refusal(held: Held, began: float) -> float:
+    """Return the seconds until an open connection was refused. Raises DemoError."""
+    while held.lines[-1].get("answer") != REFUSED:
+        _expect("error" not in held.lines[-1], str(held.lines[-1]))
+        _expect(time.monotonic() < began + END_SECONDS, "the open connection goes on")
+        held.next()
+    return float(held.lines[-1]["at"]) - began
+
+
+def _wait_for_drop(native: Held) -> dict[str, Any]:
+    """Return the error of a native session whose user was dropped. Raises DemoError."""
+    ended = native.until_error()
+    _expect("code 192" in ended["error"], str(ended))
+    return ended
+
+
+def _of_native(native: Held, ended: dict[str, Any], began: float) -> dict[str, Any]:
+    seconds = ended["at"] - began
+    return {"error": ended["error"], "seconds": seconds, "answers": len(native.lines) - 1}
 
 
 def _wait_for_kill(running: "Future[dict[str, Any]]", began: float) -> float:

@@ -31,6 +31,18 @@ KEPT_LOGS = (  # every log that this engine can keep, in addition to LOGS
     *("filesystem_read_prefetches_log", "iceberg_metadata_log", "background_schedule_pool_log"),
     *("zookeeper_connection_log",),
 )
+LOOKUPS = (  # other tables of the customer: a dictionary of the orders, one without rows, a join
+    (
+        "CREATE DICTIONARY shop.emails (id UInt64, email String) PRIMARY KEY id"
+        " SOURCE(CLICKHOUSE(TABLE 'orders' DB 'shop')) LAYOUT(FLAT()) LIFETIME(0)"
+    ),
+    (
+        "CREATE DICTIONARY shop.prices (id UInt64, price String DEFAULT 'unknown') PRIMARY KEY id"
+        " SOURCE(NULL()) LAYOUT(FLAT()) LIFETIME(0)"
+    ),
+    "CREATE TABLE shop.joined (id UInt64, email String) ENGINE = Join(ANY, LEFT, id)",
+    "INSERT INTO shop.joined VALUES (1, 'anna@example.com')",
+)
 _ASYNCHRONOUS = "metric String, value Float64, description String"  # this engine lacks it
 _QUOTA = re.compile(r"FOR INTERVAL 1 hour MAX (.*?)\n")
 
@@ -48,7 +60,7 @@ def viewed_tables() -> list[str]:
 
 
 def prepare(place: Path, names: sql.Names = sql.Names.HASHED) -> None:
-    """Make empty copies of the system tables, a customer's table, and the shipped views."""
+    """Make empty copies of the system tables, a customer's tables, and the shipped views."""
     with session(place, "admin", admin=True) as engine:
         engine.query("SELECT 1")
         engine.query("SYSTEM FLUSH LOGS")
@@ -66,6 +78,8 @@ def prepare(place: Path, names: sql.Names = sql.Names.HASHED) -> None:
             " ENGINE = MergeTree ORDER BY id PARTITION BY email"
         )
         engine.query("INSERT INTO shop.orders VALUES (1, 'anna@example.com')")
+        for statement in LOOKUPS:
+            engine.query(statement)
         for statement in made_here(sql.setup_script(KEY, names)):
             engine.query(over_copies(statement))
 

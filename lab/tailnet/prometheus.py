@@ -2,9 +2,12 @@
 
 import json
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = 9090
+SLOW_PATH = "/api/v1/query?query=slow"  # answered after SLOW_SECONDS; the output has a line before
+SLOW_SECONDS = 20
 
 
 class Api(BaseHTTPRequestHandler):
@@ -14,6 +17,9 @@ class Api(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the request."""
+        if self.path == SLOW_PATH:
+            print("slow", flush=True)
+            time.sleep(SLOW_SECONDS)
         headers = {name.lower(): value for name, value in self.headers.items()}
         body = json.dumps({"method": self.command, "path": self.path, "headers": headers}).encode()
         self.send_response(200)

@@ -93,6 +93,7 @@ fact "no certificate: the handshake ends, before any password" ends_in_handshake
 fact "the right certificate still logs in after these refusals" says '^1$' native good "SELECT 1 FROM system.one"
 fact "the usual ports take no notice of the access authority" refuses usual good "SELECT 1"
 fact "the user may read nothing else" says 'ACCESS_DENIED|497' https good "SELECT count() FROM system.query_log" --no-fail
+fact "the user may read no file by the function file()" says 'ACCESS_DENIED|497' https good "SELECT length(file('byoc_access_no_such_file'))" --no-fail
 
 create "" 8
 fact "VALID UNTIL ends a live native session at its next query" says 'EXPIRED|expired' native good \

@@ -140,6 +140,17 @@ def test_the_kill_switch_ends_a_running_query_in_time(steps: dict[str, Step]) ->
     assert seen["after"]["answer"] == REFUSED
 
 
+def test_the_kill_switch_ends_the_open_connection_and_the_native_session_in_time(
+    steps: dict[str, Step],
+) -> None:
+    seen = steps["kill switch"].seen
+    assert seen["answers"] > 0, "the connection was open and in use"
+    assert 0 < seen["seconds"] < REVOKED_SECONDS
+    assert seen["native"]["answers"] > 0, "the session was live and in use"
+    assert seen["native"]["error"].startswith("OSError: code 192: ")
+    assert 0 < seen["native"]["seconds"] < REVOKED_SECONDS
+
+
 def test_after_the_revocation_new_connections_are_refused(steps: dict[str, Step]) -> None:
     seen = steps["refused after the revocation"].seen
     assert seen["engineer"]["answer"] == REFUSED

@@ -33,12 +33,13 @@ CREATE = re.compile(
 )
 RUNNING_SECONDS = 20
 HOUR_SECONDS = 3600
-FACTS = 22
+FACTS = 23
 FALSE_FACTS = [
     "VALID UNTIL with Z is stored as that moment",
     "the role is active at login",
     "no certificate: the handshake ends, before any password",
     "the user may read nothing else",
+    "the user may read no file by the function file()",
     "VALID UNTIL ends a live native session at its next query",
     "VALID UNTIL refuses the next login",
     "DROP USER refuses the next login",
@@ -133,7 +134,7 @@ class Session:
             raise ServerError(394, "Query was cancelled (QUERY_WAS_CANCELLED)")
         if text == "SELECT currentRoles()":
             return ["[]" if server.wrong else "['byoc_manual']"]
-        if "system.query_log" in text and not server.wrong:
+        if ("system.query_log" in text or "file(" in text) and not server.wrong:
             raise ServerError(497, "Not enough privileges (ACCESS_DENIED)")
         return [text.split()[1]]
 

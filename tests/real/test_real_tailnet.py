@@ -6,11 +6,13 @@ NetworkPolicies of a render of the chart.
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import yaml
 
 from lab.real.chart import render
 from lab.real.chart.render import Manifest
+from lab.real.parts.install import ROOT
 from lab.tailnet import certificates, environment, policies
 from lab.tailnet.environment import (
     API,
@@ -35,10 +38,12 @@ from lab.tailnet.environment import (
     Environment,
 )
 from lab.tailnet.policies import CLUSTER_DNS, NODE_DNS, POD, PROMETHEUS, PROXY, SERVERS
+from lab.tailnet.prometheus import SLOW_PATH
 
 URI = f"spiffe://{SERVICE}.byoc/grant/{certificates.GRANT}"
 ANSWER = f"{URI} hello\n"
 CUT_SECONDS = 5.0  # as docs/access-network.md says
+LIMIT = 8  # tailnet.connectionsPerAddress
 HTTP = "GET /api/v1/query?query=up HTTP/1.1\r\nHost: {host}\r\n\r\n"
 # Fields of the node in its messages, and whether docs/access-network.md has them.
 SENT = {
@@ -48,6 +53,14 @@ SENT = {
     *("Container", "Env", "Desktop", "Userspace", "UserspaceRouter"),
     *("AppConnector", "StateEncrypted"),
 }
+
+
+# Fields of the messages themselves.
+MESSAGE = {
+    *("Hostinfo", "Endpoints", "EndpointTypes", "NodeKey", "DiscoKey", "Version"),
+    *("Compress", "KeepAlive", "Stream", "OmitPeers", "DebugFlags"),
+}
+PAGE = ROOT / "docs" / "access-network.md"
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +190,29 @@ def test_a_peer_without_the_tag_sees_nothing(lab: Environment, relayed: str) -> 
 def test_more_connections_than_the_limit_are_closed(lab: Environment, relayed: str) -> None:
     """Per address in the tailnet: nginx sees one pod for all engineers."""
     with ExitStack() as stack:
-        for _ in range(8):
+        for _ in range(LIMIT):
             stack.enter_context(lab.hold(relayed))
         assert "error" in lab.ask(relayed)
     assert lab.ask(relayed)["answer"] == ANSWER
+
+
+@pytest.fixture
+def colleague(lab: Environment) -> Iterator[str]:
+    """Join with a second node of the engineers' tag; give its namespace."""
+    lab.start_engineer("stranger", environment.ENGINEER_TAG)
+    yield "stranger"
+    lab.stop_engineer("stranger")
+
+
+def test_another_engineer_is_served_while_one_is_at_the_limit(
+    lab: Environment, relayed: str, colleague: str
+) -> None:
+    with ExitStack() as stack:
+        for _ in range(LIMIT):
+            stack.enter_context(lab.hold(relayed))
+        assert "error" in lab.ask(relayed)
+        assert lab.ask(relayed, place=colleague)["answer"] == ANSWER
+        assert "error" in lab.ask(relayed)
 
 
 # --- the ends ---
@@ -296,10 +328,13 @@ def test_the_peer_api_gives_no_name_of_the_cluster(lab: Environment, relayed: st
     assert relayed in peer["TailscaleIPs"]
     (url,) = (one for one in peer["PeerAPIURL"] if "[" not in one)
     assert lab.asked_names("cluster-dns") == set()
-    for name in (CLUSTER_NAME, "vendor.example.com"):
+    names = {CLUSTER_NAME, "peer-api.example.com"}
+    assert not names & lab.asked_names("node-dns")
+    for name in names:
         query = f"{url}/dns-query?q={name}&t=A"
         answer = lab.output("engineer", "curl", "-s", "-m", "5", query, check=False)
         assert "10.100.0.1" not in answer
+    assert lab.asked_names("node-dns") >= names, "the pod did ask its own resolver"
     assert lab.asked_names("cluster-dns") == set(), "the cluster's DNS was never asked"
     assert lab.output("engineer", "curl", "-s", "-m", "5", url, check=False), "it does answer"
     upload = ["curl", "-s", "-m", "5", "-X", "PUT", "-d", "x", f"{url}/v0/put/file"]
@@ -324,6 +359,9 @@ def test_the_cluster_is_not_reachable_from_the_engineer_or_the_pod(
         assert lab.dial(address, port, "engineer", 1) != "open"
     for address, port in ((SERVERS, 9441), (PROMETHEUS, 9090), (PROXY, 8081), (PROXY, 9443)):
         assert lab.dial(address, port, "pod", 1) != "open", "the NetworkPolicy of the pod"
+    assert lab.dial(CLUSTER_DNS, 53, "proxy") == "open", "it listens, and nginx may ask it"
+    for place in ("pod", "engineer"):
+        assert lab.dial(CLUSTER_DNS, 53, place, 1) != "open"
     assert lab.dial(PROXY, 9441, "pod") == "open"
     assert lab.dial(SERVERS, 9441, "pod", 1) != "open"
     for place in ("vendor", "stranger"):
@@ -364,6 +402,28 @@ def test_metrics_are_read_with_a_certificate(lab: Environment, metrics: str) -> 
     assert answer.startswith("HTTP/1.1 200")
     assert '"path": "/api/v1/query?query=up"' in answer
     assert lab.proxy_log()[-1]["verify"] == "SUCCESS"
+
+
+def test_more_requests_for_metrics_than_the_limit_are_refused_to_that_engineer_only(
+    lab: Environment, metrics: str, colleague: str
+) -> None:
+    """Nginx counts a connection while one of its requests runs: each of these asks for 20 s."""
+    text = f"GET {SLOW_PATH} HTTP/1.1\r\nHost: {METRICS}\r\n\r\n"
+    asked = {"name": METRICS, "send": text, "timeout": 30.0}
+    usual = {"name": METRICS, "send": HTTP.format(host=METRICS)}
+    with ThreadPoolExecutor(LIMIT) as threads:
+        slow = [threads.submit(lab.ask, metrics, 9443, **asked) for _ in range(LIMIT)]
+        lab.running["proxy"].wait_for(lambda: _slow_requests(lab) == LIMIT, "the requests")
+        assert lab.ask(metrics, 9443, **usual)["answer"].startswith("HTTP/1.1 503")
+        answer = lab.ask(metrics, 9443, place=colleague, **usual)["answer"]
+        assert answer.startswith("HTTP/1.1 200")
+        assert not any(one.done() for one in slow)
+        assert all(one.result()["answer"].startswith("HTTP/1.1 200") for one in slow)
+    assert lab.ask(metrics, 9443, **usual)["answer"].startswith("HTTP/1.1 200")
+
+
+def _slow_requests(lab: Environment) -> int:
+    return (lab.directory / "prometheus.log").read_text().count("slow")
 
 
 @pytest.mark.parametrize("certificate", ["", "expired", "foreign"])
@@ -411,6 +471,7 @@ def test_what_the_pod_sends_to_the_coordination_server(
     for message in found:
         about |= message.get("Hostinfo") or {}
     assert set(about) <= SENT
+    assert {key for message in found for key in message} <= MESSAGE
     assert about["Hostname"] == HOSTS["clickhouse"]
     assert about["RequestTags"] == [environment.ENDPOINT_TAG]
     assert about["NoLogsNoSupport"] is True
@@ -420,6 +481,38 @@ def test_what_the_pod_sends_to_the_coordination_server(
     assert SERVERS not in json.dumps(found), "no address of another pod"
     endpoints = {one for message in found for one in message.get("Endpoints") or ()}
     assert {one.rpartition(":")[0] for one in endpoints} == {POD}, "and no public one"
+
+
+def test_the_page_has_every_field() -> None:
+    section = PAGE.read_text().partition("## What the tailnet learns")[2].partition("\n## ")[0]
+    table = section.partition("| host that")[0]
+    named = re.findall(r"`(\w+\*?)`", table)
+    exact = {one for one in named if not one.endswith("*")}
+    prefixes = tuple(one.removesuffix("*") for one in named if one.endswith("*"))
+    assert {one for one in SENT | MESSAGE if one not in exact and not one.startswith(prefixes)} == {
+        "Hostinfo"  # the object that has the fields of the node
+    }
+
+
+def test_what_the_pod_sends_and_tries_in_direct_mode(lab: Environment, direct: str) -> None:
+    """The cluster's public address in addition, and UDP to the relay and the engineer."""
+    reach_directly(lab, direct)
+    assert lab.ask(direct)["answer"] == ANSWER
+    found = lab.records(HOSTS["clickhouse"])
+    assert {key for message in found for key in message} <= MESSAGE
+    about = {key for message in found for key in message.get("Hostinfo") or {}}
+    assert {"Hostname", "NetInfo"} <= about <= SENT
+    endpoints = {one for message in found for one in message.get("Endpoints") or ()}
+    assert {one.rpartition(":")[0] for one in endpoints} == {POD, policies.PUBLIC}
+    tried = {one for one in policies.tried(ROUTER) if one[0] != NODE_DNS}
+    engineers = {one for one in tried if one[:2] == (ENGINEER, "udp")}
+    assert engineers
+    assert tried - engineers == {
+        (CONTROL, "tcp", 443),
+        (RELAY, "tcp", 443),
+        (RELAY, "udp", 3478),
+        (policies.PROXY_SERVICE, "tcp", 9441),
+    }
 
 
 def test_which_hosts_the_pod_tries(lab: Environment, relayed: str) -> None:

@@ -17,6 +17,7 @@ Query = Callable[[str], Awaitable[list[Row]]]
 """Runs one SELECT as the broker. Raises ClickHouseError, with `code` 497 for a missing grant."""
 
 _ACCESS_DENIED = 497
+_READ_CODES = {107, 481}  # no such file; not in user_files: the server looked for the file
 # The scalar function file() reads `user_files` without a grant before these releases
 # (ClickHouse pull request 98115). Releases of other branches between them have no fix.
 FIXED_RELEASES = {
@@ -41,6 +42,7 @@ class ServerCheck(StrEnum):
     """The checks, in the order in which they are made."""
 
     VERSION = "version"
+    FILE_FUNCTION = "file_function"
     SYSTEM_OPEN = "system_open"
     ROLE_MISSING = "role_missing"
     ROLE_REMOTE = "role_remote"
@@ -74,6 +76,14 @@ async def check_server(
     """
     (version,) = await query("SELECT version() AS version")
     problems = judge_version(version["version"])
+    if await _reads_files(query):
+        problems.append(
+            ServerProblem(
+                ServerCheck.FILE_FUNCTION,
+                "the function file() reads files without a grant",
+                "code 497 for a login without READ ON FILE",
+            )
+        )
     if not allow_open_system and await _reads_system(query):
         problems.append(
             ServerProblem(
@@ -93,6 +103,21 @@ async def check_server(
     problems += judge_views_user(await query(_VIEWS_USER))
     rows = await query(_GRANTS.format("user_name"))
     return problems + judge_broker(rows)
+
+
+async def _reads_files(query: Query) -> bool:
+    """Return whether the scalar function file() looks for a file without a grant.
+
+    The broker has every role of a grant, and no right to files, as an engineer.
+    """
+    try:
+        await query("SELECT length(file('byoc_access_no_such_file')) AS length")
+    except ClickHouseServerError as error:
+        if error.code == _ACCESS_DENIED:
+            return False
+        if error.code not in _READ_CODES:
+            raise
+    return True
 
 
 async def _reads_system(query: Query) -> bool:

@@ -13,7 +13,10 @@ from byoc_agents.access.server_checks import (
     judge_version,
     judge_views_user,
 )
-from byoc_agents.clickhouse import ClickHouseServerError, Row
+from byoc_agents.clickhouse import ClickHouse, ClickHouseServerError, Row
+from lab.fakes.access import ClickHouseDouble
+
+FILE_PROBE = "SELECT length(file("
 
 FIXED = ["25.8.19.7", "25.8.20.1", "25.12.9.13", "26.1.5.7", "26.2.4.13", "26.3.1.1", "27.1.1.1"]
 NOT_FIXED = [
@@ -171,3 +174,29 @@ async def test_a_query_that_fails_is_not_a_passed_check() -> None:
 
     with pytest.raises(ClickHouseServerError):
         await check_server(fail)
+
+
+@pytest.mark.parametrize(("code", "found"), [(None, True), (107, True), (481, True), (497, False)])
+async def test_a_server_whose_file_function_asks_for_no_grant_is_refused(
+    code: int | None, found: bool
+) -> None:
+    """497 alone says that it asks for one: with 107 and 481 it has looked for the file."""
+    server = ClickHouseDouble(clock_ms=lambda: 0)
+    del server.refused[FILE_PROBE]
+    if code is not None:
+        server.refused[FILE_PROBE] = code
+    async with server.http, ClickHouse(server.http.url) as client:
+        problems = await check_server(client.query)
+    wanted = (
+        "file_function: the function file() reads files without a grant:"
+        " expected code 497 for a login without READ ON FILE"
+    )
+    assert [str(one) for one in problems] == ([wanted] if found else [])
+
+
+async def test_another_error_of_the_file_function_is_not_a_passed_check() -> None:
+    server = ClickHouseDouble(clock_ms=lambda: 0)
+    server.refused[FILE_PROBE] = 241
+    async with server.http, ClickHouse(server.http.url) as client:
+        with pytest.raises(ClickHouseServerError):
+            await check_server(client.query)
