@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -20,6 +21,9 @@ from typing import Any
 
 import aiohttp
 
+from byoc_agents import __version__
+from byoc_agents.ledger.heads import parse_heads
+from byoc_agents.ledger.verify import verify
 from byoc_control_plane.schema import USAGE_SQL, split_statements
 from byoc_control_plane.store import HttpStore, Store, StoreError, fetch_rows
 from lab.control_plane.processes import plane_environment, running_plane
@@ -39,6 +43,13 @@ FLEET = (
     "SELECT replica, state, version, state_exporter_seen, alert_forwarder_seen, billed_until,"
     " silent_daemons FROM fleet_now ORDER BY replica"
 )
+AGENTS = (
+    "SELECT replica, daemon, agent_version, configuration_sha256, ledger_size, ledger_root"
+    " FROM agents_now ORDER BY daemon"
+)
+HEADS = "SELECT head FROM ledger_heads WHERE organization_id = 'demo-org' ORDER BY head"
+HASH = re.compile(r"[0-9a-f]{64}")
+ROOT = re.compile(r"[A-Za-z0-9+/]{43}=")  # 32 bytes in base64
 STREAMS = {
     "byoc_usage": "SELECT count() AS n FROM byoc_usage FINAL",
     "byoc_state": "SELECT count() AS n FROM byoc_state FINAL",
@@ -126,9 +137,12 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         if not once:
             await _show_until_cancelled(store)
         _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await counts(store)).items()))
-        for row in await fetch_rows(store, FLEET):
-            _say(json.dumps(row))
+        for query in (FLEET, AGENTS):
+            for row in await fetch_rows(store, query):
+                _say(json.dumps(row))
+        heads = "".join(f"{row['head']}\n" for row in await fetch_rows(store, HEADS))
         await daemons.stop()
+        _say(f"heads    {confirm_heads(directory / 'state', heads)} confirmed by the ledgers")
         if code := await plane.stop():
             raise DemoError(f"the control plane ended with exit code {code}")
     return 0
@@ -165,11 +179,40 @@ def _webhook(status: Mapping[str, Any]) -> str:
 async def _until_all_arrive(store: Store, directory: Path) -> None:
     try:
         async with asyncio.timeout(ONCE_SECONDS):
-            while not all((await counts(store)).values()):  # noqa: ASYNC110  another process
+            while not await _all_there(store):  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.5)
     except TimeoutError:
-        found = await counts(store)
+        found = (await counts(store), await fetch_rows(store, AGENTS))
         raise DemoError(f"not all streams arrived: {found}; logs in {directory}") from None
+
+
+async def _all_there(store: Store) -> bool:
+    found = await fetch_rows(store, AGENTS)
+    return all((await counts(store)).values()) and {
+        row["daemon"] for row in found if is_described(row)
+    } == {EXPORTER, FORWARDER}
+
+
+def is_described(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of `agents_now` has what the newest messages of a daemon say of it."""
+    return (
+        row["agent_version"] == __version__
+        and HASH.fullmatch(row["configuration_sha256"]) is not None
+        and int(row["ledger_size"]) > 0
+        and ROOT.fullmatch(row["ledger_root"]) is not None
+    )
+
+
+def confirm_heads(state: Path, text: str) -> int:
+    """Return how many heads the ledgers have. Raises DemoError for one that they do not have."""
+    confirmed, kept = 0, parse_heads(text)
+    for name in (EXPORTER, FORWARDER):
+        own = kept.of_ledger(name)
+        verdict = verify(state / name / "ledger", own)
+        if not own.heads or not verdict.ok:
+            raise DemoError(f"{name}: {len(own.heads)} heads; {'; '.join(verdict.problems)}")
+        confirmed += verdict.heads
+    return confirmed
 
 
 async def _show_until_cancelled(store: Store) -> None:
