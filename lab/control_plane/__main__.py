@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 
 from byoc_agents import __version__
+from byoc_agents.app.clock import SystemClock
 from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.verify import verify
 from byoc_control_plane.schema import USAGE_SQL, split_statements
@@ -47,7 +48,10 @@ AGENTS = (
     "SELECT replica, daemon, agent_version, configuration_sha256, ledger_size, ledger_root"
     " FROM agents_now ORDER BY daemon"
 )
-HEADS = "SELECT head FROM ledger_heads WHERE organization_id = 'demo-org' ORDER BY head"
+HEADS = (  # not those of an earlier run into the same store
+    "SELECT daemon, head FROM ledger_heads WHERE organization_id = 'demo-org'"
+    " AND received_at >= fromUnixTimestamp64Milli({began_ms}) ORDER BY head"
+)
 HASH = re.compile(r"[0-9a-f]{64}")
 ROOT = re.compile(r"[A-Za-z0-9+/]{43}=")  # 32 bytes in base64
 STREAMS = {
@@ -91,6 +95,7 @@ async def counts(store: Store) -> dict[str, int]:
 
 async def play(directory: Path, url: str, *, once: bool) -> int:
     """Start everything and show the arriving rows. Raises DemoError."""
+    heads_query = HEADS.format(began_ms=SystemClock().wall_ns() // 1_000_000)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(embedded())
@@ -133,14 +138,14 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         loading = asyncio.ensure_future(load_usage(store, aws))
         stack.callback(loading.cancel)
         await _notify(daemons, Alertmanager(session))
-        await _until_all_arrive(store, directory)
+        await _until_all_arrive(store, heads_query, directory)
         if not once:
             await _show_until_cancelled(store)
         _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await counts(store)).items()))
         for query in (FLEET, AGENTS):
             for row in await fetch_rows(store, query):
                 _say(json.dumps(row))
-        heads = "".join(f"{row['head']}\n" for row in await fetch_rows(store, HEADS))
+        heads = "".join(f"{row['head']}\n" for row in await fetch_rows(store, heads_query))
         await daemons.stop()
         _say(f"heads    {confirm_heads(directory / 'state', heads)} confirmed by the ledgers")
         if code := await plane.stop():
@@ -176,21 +181,22 @@ def _webhook(status: Mapping[str, Any]) -> str:
     return str(status.get(FORWARDER, {}).get("webhook_address", ""))
 
 
-async def _until_all_arrive(store: Store, directory: Path) -> None:
+async def _until_all_arrive(store: Store, heads_query: str, directory: Path) -> None:
     try:
         async with asyncio.timeout(ONCE_SECONDS):
-            while not await _all_there(store):  # noqa: ASYNC110  another process
+            while not await _all_there(store, heads_query):  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.5)
     except TimeoutError:
         found = (await counts(store), await fetch_rows(store, AGENTS))
         raise DemoError(f"not all streams arrived: {found}; logs in {directory}") from None
 
 
-async def _all_there(store: Store) -> bool:
-    found = await fetch_rows(store, AGENTS)
-    return all((await counts(store)).values()) and {
-        row["daemon"] for row in found if is_described(row)
-    } == {EXPORTER, FORWARDER}
+async def _all_there(store: Store, heads_query: str) -> bool:
+    described = [row for row in await fetch_rows(store, AGENTS) if is_described(row)]
+    heads = await fetch_rows(store, heads_query)
+    return all((await counts(store)).values()) and all(
+        {row["daemon"] for row in found} == {EXPORTER, FORWARDER} for found in (described, heads)
+    )
 
 
 def is_described(row: Mapping[str, Any]) -> bool:
