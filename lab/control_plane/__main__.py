@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -20,6 +21,10 @@ from typing import Any
 
 import aiohttp
 
+from byoc_agents import __version__
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.ledger.heads import parse_heads
+from byoc_agents.ledger.verify import verify
 from byoc_control_plane.schema import USAGE_SQL, split_statements
 from byoc_control_plane.store import HttpStore, Store, StoreError, fetch_rows
 from lab.control_plane.processes import plane_environment, running_plane
@@ -39,6 +44,16 @@ FLEET = (
     "SELECT replica, state, version, state_exporter_seen, alert_forwarder_seen, billed_until,"
     " silent_daemons FROM fleet_now ORDER BY replica"
 )
+AGENTS = (
+    "SELECT replica, daemon, agent_version, configuration_sha256, ledger_size, ledger_root"
+    " FROM agents_now ORDER BY daemon"
+)
+HEADS = (  # not those of an earlier run into the same store
+    "SELECT daemon, head FROM ledger_heads WHERE organization_id = 'demo-org'"
+    " AND received_at >= fromUnixTimestamp64Milli({began_ms}) ORDER BY head"
+)
+HASH = re.compile(r"[0-9a-f]{64}")
+ROOT = re.compile(r"[A-Za-z0-9+/]{43}=")  # 32 bytes in base64
 STREAMS = {
     "byoc_usage": "SELECT count() AS n FROM byoc_usage FINAL",
     "byoc_state": "SELECT count() AS n FROM byoc_state FINAL",
@@ -80,6 +95,7 @@ async def counts(store: Store) -> dict[str, int]:
 
 async def play(directory: Path, url: str, *, once: bool) -> int:
     """Start everything and show the arriving rows. Raises DemoError."""
+    heads_query = HEADS.format(began_ms=SystemClock().wall_ns() // 1_000_000)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(embedded())
@@ -122,13 +138,16 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         loading = asyncio.ensure_future(load_usage(store, aws))
         stack.callback(loading.cancel)
         await _notify(daemons, Alertmanager(session))
-        await _until_all_arrive(store, directory)
+        await _until_all_arrive(store, heads_query, directory)
         if not once:
             await _show_until_cancelled(store)
         _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await counts(store)).items()))
-        for row in await fetch_rows(store, FLEET):
-            _say(json.dumps(row))
+        for query in (FLEET, AGENTS):
+            for row in await fetch_rows(store, query):
+                _say(json.dumps(row))
+        heads = "".join(f"{row['head']}\n" for row in await fetch_rows(store, heads_query))
         await daemons.stop()
+        _say(f"heads    {confirm_heads(directory / 'state', heads)} confirmed by the ledgers")
         if code := await plane.stop():
             raise DemoError(f"the control plane ended with exit code {code}")
     return 0
@@ -162,14 +181,44 @@ def _webhook(status: Mapping[str, Any]) -> str:
     return str(status.get(FORWARDER, {}).get("webhook_address", ""))
 
 
-async def _until_all_arrive(store: Store, directory: Path) -> None:
+async def _until_all_arrive(store: Store, heads_query: str, directory: Path) -> None:
     try:
         async with asyncio.timeout(ONCE_SECONDS):
-            while not all((await counts(store)).values()):  # noqa: ASYNC110  another process
+            while not await _all_there(store, heads_query):  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.5)
     except TimeoutError:
-        found = await counts(store)
+        found = (await counts(store), await fetch_rows(store, AGENTS))
         raise DemoError(f"not all streams arrived: {found}; logs in {directory}") from None
+
+
+async def _all_there(store: Store, heads_query: str) -> bool:
+    described = [row for row in await fetch_rows(store, AGENTS) if is_described(row)]
+    heads = await fetch_rows(store, heads_query)
+    return all((await counts(store)).values()) and all(
+        {row["daemon"] for row in found} == {EXPORTER, FORWARDER} for found in (described, heads)
+    )
+
+
+def is_described(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of `agents_now` has what the newest messages of a daemon say of it."""
+    return (
+        row["agent_version"] == __version__
+        and HASH.fullmatch(row["configuration_sha256"]) is not None
+        and int(row["ledger_size"]) > 0
+        and ROOT.fullmatch(row["ledger_root"]) is not None
+    )
+
+
+def confirm_heads(state: Path, text: str) -> int:
+    """Return how many heads the ledgers have. Raises DemoError for one that they do not have."""
+    confirmed, kept = 0, parse_heads(text)
+    for name in (EXPORTER, FORWARDER):
+        own = kept.of_ledger(name)
+        verdict = verify(state / name / "ledger", own)
+        if not own.heads or not verdict.ok:
+            raise DemoError(f"{name}: {len(own.heads)} heads; {'; '.join(verdict.problems)}")
+        confirmed += verdict.heads
+    return confirmed
 
 
 async def _show_until_cancelled(store: Store) -> None:

@@ -78,7 +78,7 @@ def _changes(chance: random.Random, hour_ms: int) -> list[_Change]:
 
 
 def replica_messages(replica: Replica, chance: random.Random, hour_ms: int) -> Iterator[Fed]:
-    """Yield the messages of one replica within the hour, in order of time."""
+    """Yield the messages of one replica within the hour, in order of its numbers."""
     now = _Change(chance.randrange(SLOW_MS), "running")  # its next heartbeat
     fast_until_ms, changes = 0, _changes(chance, hour_ms)
     while now.at_ms < hour_ms:
@@ -99,7 +99,10 @@ def replica_messages(replica: Replica, chance: random.Random, hour_ms: int) -> I
 
 
 def fleet_messages(replicas: int, seed: int, hours: float) -> Iterator[Fed]:
-    """Yield the messages of the whole fleet in order of time."""
+    """Yield the messages of the whole fleet in order of time.
+
+    Only a change before a replica's first heartbeat comes after that heartbeat.
+    """
     streams = (
         replica_messages(
             Replica(organization=f"org-{n // 100}", service=f"s-{n // 3}", replica=f"r-{n}"),

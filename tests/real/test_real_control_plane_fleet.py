@@ -24,6 +24,7 @@ from byoc_control_plane.fleet_access import PATH, FleetAccess
 from byoc_control_plane.fleet_page import render_fleet
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
+from lab.control_plane import pictures
 from lab.control_plane.chdb_http import serving_chdb
 from lab.control_plane.fleet_rows import END_MS, store_fleet
 from lab.control_plane.page import run as measure_page
@@ -386,3 +387,16 @@ async def test_the_page_can_be_read_and_loads_nothing_else(
         await browser.open(f"{url}?organization=org-1")
         assert await browser.evaluate("document.querySelectorAll('section').length") == 7
         assert await browser.evaluate(BLOCKED) == "img-src"
+
+
+def test_the_pictures_of_the_documentation_can_be_made_again(tmp_path: Path) -> None:
+    """The command that wrote them, with fewer replicas: two schemes, two different pictures."""
+    assert pictures.main(["--replicas", "20", "--directory", str(tmp_path)]) == 0
+    for directory in (tmp_path, pictures.PLACE):
+        found = {path.name: path.read_bytes() for path in directory.glob("*.png")}
+        assert sorted(found) == ["fleet-dark.png", "fleet-light.png"]
+        assert len(set(found.values())) == 2
+        for body in found.values():
+            assert body.startswith(b"\x89PNG")
+            assert int.from_bytes(body[16:20]) == pictures.WIDTH
+            assert 20_000 < len(body) <= pictures.MAX_BYTES

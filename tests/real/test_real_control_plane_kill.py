@@ -162,55 +162,101 @@ async def read_elsewhere(store: Path, table: str, column: str) -> list[str]:
     return out.decode().split()
 
 
-async def test_a_receiver_that_is_killed_has_every_event_it_accepted_and_no_other(
-    engine: chdb.session.Session, server: ChdbServer, tmp_path: Path
-) -> None:
-    chance = random.Random(KILLS)
-    settings = {
-        "BYOC_PLANE_STORE_URL": server.http.url,
+def receiver_settings(store_url: str, name: str) -> dict[str, str]:
+    return {
+        "BYOC_PLANE_STORE_URL": store_url,
         "BYOC_PLANE_TOKEN": "tok",
         "BYOC_PLANE_SIGNING_SECRET": SECRET,
         "BYOC_PLANE_EVENTS_LISTEN": f"127.0.0.1:{free_port()}",
-        "BYOC_PLANE_NAME": "r",
+        "BYOC_PLANE_NAME": name,
     }
-    url = f"http://{settings['BYOC_PLANE_EVENTS_LISTEN']}/v1/events"
-    accepted: list[str] = []
-    attempts = 0
-    done = asyncio.Event()
 
-    async def forward(session: aiohttp.ClientSession, lane: int) -> None:
-        """Send batches in order, each until it is accepted, as a forwarder does."""
-        nonlocal attempts
-        sink = HttpsSink(
-            url, session, token=lambda: "tok", signing_secret=lambda: SECRET, clock=SystemClock()
-        )
-        number = 0
-        while not done.is_set():
+
+class Forwarders:
+    """Senders that deliver batches in order, each until it is accepted, as forwarders do.
+
+    With several receivers each attempt is for the next one, as behind a load balancer: a batch
+    whose response was lost arrives at another receiver.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, places: list[str]) -> None:
+        self.accepted: list[str] = []
+        self.attempts = [0] * len(places)
+        self.moved = 0  # attempts for a batch that another receiver may have stored already
+        self.done = asyncio.Event()
+        self._sinks = [
+            HttpsSink(
+                f"http://{place}/v1/events",
+                session,
+                token=lambda: "tok",
+                signing_secret=lambda: SECRET,
+                clock=SystemClock(),
+            )
+            for place in places
+        ]
+
+    async def run(self, lane: int) -> None:
+        """Send until `done`."""
+        number, turn = 0, lane
+        while not self.done.is_set():
             now_ms = SystemClock().wall_ns() // 1_000_000
             events = [watch_alert(now_ms, lane * 10**6 + number + n) for n in range(5)]
             batch = [Message(one.id, one.type, encode(one), now_ms) for one in events]
             number += 5
-            while True:
-                attempts += 1
-                outcomes = await sink.send(batch)
-                if all(outcome.reason is Reason.OK for outcome in outcomes):
-                    break
+            tries = 0
+            while not await self._send(batch, turn):
+                turn, tries = turn + 1, tries + 1
                 await asyncio.sleep(0.05)
-            accepted.extend(message.id for message in batch)
+            turn += 1
+            self.moved += tries if len(self._sinks) > 1 else 0
+            self.accepted.extend(message.id for message in batch)
 
-    async with aiohttp.ClientSession() as session:
-        lanes = [asyncio.ensure_future(forward(session, lane)) for lane in range(4)]
-        for start in range(KILLS):
-            async with running_plane(["receiver"], tmp_path / f"log-{start}", settings) as it:
+    async def _send(self, batch: list[Message], turn: int) -> bool:
+        at = turn % len(self._sinks)
+        self.attempts[at] += 1
+        outcomes = await self._sinks[at].send(batch)
+        return all(outcome.reason is Reason.OK for outcome in outcomes)
+
+
+@pytest.mark.parametrize("receivers", [1, 2])
+async def test_receivers_that_are_killed_have_every_event_they_accepted_and_no_other(
+    engine: chdb.session.Session, server: ChdbServer, tmp_path: Path, receivers: int
+) -> None:
+    settings = [receiver_settings(server.http.url, f"r-{n}") for n in range(receivers)]
+    kills = KILLS // receivers  # of each
+    lasts = [asyncio.Event() for _ in settings]
+    emptied = asyncio.Event()  # all that was sent is accepted
+
+    async def receive(number: int) -> None:
+        chance = random.Random(f"{KILLS}/{number}")
+        for start in range(kills):
+            log = tmp_path / f"log-{number}-{start}"
+            async with running_plane(["receiver"], log, settings[number]) as it:
                 await asyncio.sleep(chance.uniform(0, 0.5))
                 await it.kill()
-        async with running_plane(["receiver"], tmp_path / "log-last", settings) as it:
-            await asyncio.sleep(0.5)
-            done.set()
-            await asyncio.wait_for(asyncio.gather(*lanes), 60)
+        log = tmp_path / f"log-{number}-last"
+        async with running_plane(["receiver"], log, settings[number]) as it:
+            lasts[number].set()
+            await emptied.wait()
             assert await it.stop() == 0
+
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        senders = Forwarders(session, [one["BYOC_PLANE_EVENTS_LISTEN"] for one in settings])
+        lanes = [group.create_task(senders.run(lane)) for lane in range(4)]
+        for number in range(receivers):
+            group.create_task(receive(number))
+        async with asyncio.timeout(300):
+            await asyncio.gather(*(last.wait() for last in lasts))
+            await asyncio.sleep(0.5)
+            senders.done.set()
+            await asyncio.gather(*lanes)
+        emptied.set()
     stored = rows(engine, "SELECT id, count() n FROM byoc_alerts FINAL GROUP BY id, source")
-    assert sorted(row["id"] for row in stored) == sorted(accepted)
+    assert sorted(row["id"] for row in stored) == sorted(senders.accepted)
     assert {row["n"] for row in stored} == {"1"}
-    print(f"{len(accepted)} events, {KILLS} kills, {attempts} deliveries")
-    assert len(accepted) > 100
+    print(f"{len(senders.accepted)} events, {kills} kills each, deliveries {senders.attempts}")
+    assert len(senders.accepted) > 100
+    if receivers == 1:
+        return
+    assert min(senders.attempts) > 20, "every receiver has work"
+    assert senders.moved > 0, "a batch that one receiver did not accept goes to the other"

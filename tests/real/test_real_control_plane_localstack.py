@@ -9,6 +9,7 @@ from aiobotocore.session import get_session
 
 from lab.control_plane.messages import Replica, message_id
 from lab.control_plane.processes import KEYS, running_plane
+from lab.control_plane.simulation import fleet_messages, simulate
 from lab.real.parts.process import RealProcess
 from tests.real.test_real_control_plane_kill import read_elsewhere
 
@@ -66,3 +67,13 @@ async def test_every_message_of_a_real_queue_is_a_row_and_poison_is_set_aside(
             assert await process.stop() == 0
     assert sorted(await read_elsewhere(tmp_path / "store", "byoc_state", "id")) == sorted(ids)
     assert await read_elsewhere(tmp_path / "store", "byoc_rejected", "body") == ["poison"]
+
+
+async def test_the_simulated_fleet_passes_a_real_queue_and_killed_consumers(tmp_path: Path) -> None:
+    """The sample of the simulation: every message of an hour is one row."""
+    messages = list(fleet_messages(30, 7, 1.0))
+    assert len(messages) >= 30 * 12
+    found = await simulate(tmp_path, messages, kills=2, seed=7, real=True)
+    assert (found["messages"], found["rows"]) == (len(messages), len(messages))
+    assert (found["missing"], found["unexpected"], found["rejected"]) == (0, 0, 0)
+    assert found["kills"] == 2

@@ -1,11 +1,15 @@
 """`make control-plane ARGS=--once`, and what a person sees who configures it wrongly."""
 
+import base64
+import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from byoc_agents import __version__
 from lab.control_plane.processes import ROOT, plane_environment
 
 pytestmark = pytest.mark.real
@@ -32,6 +36,15 @@ def test_rows_of_all_three_streams_are_read_back_and_it_ends_with_0() -> None:
         assert f"{table} " in line
         assert f"{table} 0 " not in line
     assert '"replica": "demo-replica-0", "state": "running"' in done.stdout
+    shown = [json.loads(line) for line in done.stdout.splitlines() if '"ledger_root"' in line]
+    assert [row["daemon"] for row in shown] == ["alert-forwarder", "state-exporter"]
+    for row in shown:
+        assert row["agent_version"] == __version__
+        assert re.fullmatch(r"[0-9a-f]{64}", row["configuration_sha256"])
+        assert int(row["ledger_size"]) > 0
+        assert len(base64.b64decode(row["ledger_root"])) == 32
+    (heads,) = re.findall(r"^heads    (\d+) confirmed by the ledgers$", done.stdout, re.MULTILINE)
+    assert int(heads) >= 2
 
 
 def test_mistakes_in_settings_are_reported_together() -> None:
