@@ -169,13 +169,19 @@ def test_the_policy_commands_of_the_installation_run(
 
 def test_every_value_that_the_installation_sets_is_one_of_the_chart() -> None:
     for path in ROOT.glob("helm/*/values.yaml"):
-        assert strangers(values_of_the_page(), yaml.safe_load(path.read_text())) == []
+        known = yaml.safe_load(path.read_text())
+        assert [strangers(values, known) for values in all_values_of_the_page()] == [[], []]
 
 
 def values_of_the_page() -> dict[str, Any]:
-    (block,) = re.findall(r"^```yaml\n(.+?)^```", KUBERNETES, re.MULTILINE | re.DOTALL)
-    values: dict[str, Any] = yaml.safe_load(block)
-    return values
+    """Return the values of step 1."""
+    return all_values_of_the_page()[0]
+
+
+def all_values_of_the_page() -> list[dict[str, Any]]:
+    """Return the values of step 1, and those of the rules by uid."""
+    blocks = re.findall(r"^```yaml\n(.+?)^```", KUBERNETES, re.MULTILINE | re.DOTALL)
+    return [yaml.safe_load(block) for block in blocks]
 
 
 def strangers(values: dict[str, Any], known: dict[str, Any], at: str = "") -> list[str]:

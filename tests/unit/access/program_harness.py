@@ -152,7 +152,8 @@ class Program:
         return {name: sorted(one.users) for name, one in self.servers.items()}
 
     def request(self, **changes: Any) -> bytes:
-        return request_envelope(start_ms=now_ms() - now_ms() % 1000 + 1000, **changes)
+        now = now_ms()  # read once: the text has full seconds, and must not fall into this one
+        return request_envelope(start_ms=now - now % 1000 + 1000, **changes)
 
     def lines(self) -> list[LedgerLine]:
         segments = Segments(self.state / "ledger")
