@@ -135,8 +135,9 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
             templates=thing("podTemplate", podTemplate=TEXT, dataVolumeClaimTemplate=TEXT)
         ),
         configuration=thing(
-            "clusters users profiles",
+            "clusters settings users profiles",
             clusters=many(thing("name layout", name=TEXT, layout=ANY)),
+            settings={"type": "object"},
             users={"type": "object"},
             profiles={"type": "object"},
         ),
