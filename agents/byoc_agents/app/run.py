@@ -261,7 +261,7 @@ async def _build_daemons(
     names = "+".join(configuration.daemons)
     log.count_lost(metrics.log_lost.labels(names).inc)
     on_refused: list[Callable[[str, str], None]] = []
-    gate = _build_gate(configuration, metrics, on_refused)
+    gate = build_gate(configuration, metrics, on_refused)
     confine, addresses = _prepare_seccomp(core.seccomp, metrics.seccomp.labels(names))
     enforce_process(gate, configuration.listeners, addresses)
     runtime = Runtime(
@@ -327,7 +327,7 @@ def _prepare_seccomp(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Co
     return confine, install_filter.addresses
 
 
-def _build_gate(
+def build_gate(
     configuration: Configuration,
     metrics: Metrics,
     on_refused: Sequence[Callable[[str, str], None]],

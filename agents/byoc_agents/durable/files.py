@@ -18,6 +18,7 @@ from pathlib import Path
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 
 CHUNK_BYTES = 1 << 20
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 MAX_LINE_BYTES = 64  # of the line in the lock file that stores a number
 IN_USE = frozenset({errno.EWOULDBLOCK, errno.EAGAIN})  # flock(2): another process holds the lock
@@ -139,6 +140,12 @@ def size_bytes(path: Path) -> int:
     return 0
 
 
+def unavailable_error(place: Path, error: OSError) -> SpoolUnavailableError:
+    """Return the error to raise. A disk without room has one text, whatever call met it first."""
+    why = "the disk is full" if error.errno in NO_ROOM else error.strerror
+    return SpoolUnavailableError(f"{place}: {why}")
+
+
 class DiskReserve:
     """A file of zeros: disk space reserved for acknowledgments. Methods block.
 
@@ -163,7 +170,7 @@ class DiskReserve:
                 os.close(file)
         except OSError as error:
             self.release()
-            raise SpoolUnavailableError(f"{self._path}: {error.strerror}") from error
+            raise unavailable_error(self._path, error) from error
         self._held = True
 
     def release(self) -> bool:
@@ -208,7 +215,7 @@ class DirectoryLock:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise SpoolUnavailableError(f"{self._directory}: {error.strerror}") from error
+            raise unavailable_error(self._directory, error) from error
         if self._held >= 0 and os.path.sameopenfile(lock, self._held):
             os.close(lock)
             return
@@ -231,7 +238,7 @@ class DirectoryLock:
             os.pwrite(self._held, _format_line(number), 0)
             os.fsync(self._held)
         except OSError as error:
-            raise SpoolUnavailableError(f"{self._directory}: {error.strerror}") from error
+            raise unavailable_error(self._directory, error) from error
         return number
 
     def release(self) -> None:

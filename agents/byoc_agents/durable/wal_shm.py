@@ -6,17 +6,15 @@ smaller than that (ext4 on a small disk). So the file is created here, with all 
 SQLite opens it.
 """
 
-import errno
 import fcntl
 import os
 import struct
 from pathlib import Path
 
-from byoc_agents.errors import SpoolUnavailableError
+from byoc_agents.durable.files import NO_ROOM, unavailable_error
 
 INDEX_BYTES = 32 * 1024  # its first part, for 4062 pages of journal; SQLite's WAL format, section 2
 IN_USE_AT = 128  # SQLite's "dead man's switch": without this lock it truncates the file
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class WalIndex:
@@ -39,7 +37,7 @@ class WalIndex:
         except OSError as error:
             self.close()
             if error.errno in NO_ROOM:
-                raise SpoolUnavailableError(f"{path.parent}: the disk is full") from error
+                raise unavailable_error(path.parent, error) from error
 
     def _allocate(self) -> None:
         if self._lock(fcntl.F_WRLCK):  # no process has it open: its content is obsolete
