@@ -7,7 +7,7 @@ the real program and fails if the real one would refuse them:
 |---|---|---|
 | helm | the real `helm template` accepts the arguments | prints the manifests |
 | kubectl | names and ports are of the rendered chart; files exist | `exec` runs here |
-| aws | service, operation and options are of botocore's model | keeps a bucket's policy |
+| aws | service, operation and options are of botocore's model | keeps a resource's policy |
 | clickhouse-client | standard input has statements for users, grants or profiles | nothing |
 | curl | the port is one of the chart's containers | prints an empty JSON object |
 | make | the target exists (`make --dry-run`) | prints the commands |
@@ -31,13 +31,14 @@ from typing import Any
 import botocore.session
 import yaml
 from botocore import xform_name
+from botocore.model import Shape
 from botocore.validate import validate_parameters
 
 from lab.real.parts import helm as helm_part
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import POLL_SECONDS, responds
 
-CALLS = "STAND_IN_CALLS"  # file of the calls; rendered manifests and answers of EKS are next to it
+CALLS = "STAND_IN_CALLS"  # file of the calls; manifests and responses of EKS are next to it
 INSTALLED = "STAND_IN_INSTALLED"  # PYTHONPATH of the control plane that a page has installed
 DOCKER = "STAND_IN_DOCKER"  # the real client
 COMPOSE = "STAND_IN_COMPOSE"  # the real Docker Compose
@@ -176,16 +177,32 @@ def aws(arguments: list[str]) -> None:
     for option, value in zip(options[::2], options[1::2], strict=True):
         _need(known.get(option) in members, f"aws {service} {operation}: no option {option}")
         path = value.removeprefix("file://")
-        given[known[option]] = value if path == value else Path(path).read_text()
+        text = value if path == value else Path(path).read_text()
+        given[known[option]] = _parse_parameter(members[known[option]], text)
     validate_parameters(given, model.input_shape)
-    kept = Path(os.environ[CALLS]).with_suffix(".policy")
+    kept = Path(os.environ[CALLS]).with_suffix(f".{service}-policy")
     match operation:
         case "put-bucket-policy":
             kept.write_text(given["Policy"])
         case "get-bucket-policy":
             print(json.dumps({"Policy": kept.read_text()}))
+        case "set-queue-attributes":
+            kept.write_text(given["Attributes"]["Policy"])
+        case "get-queue-attributes":
+            print(json.dumps({"Attributes": {"Policy": kept.read_text()}}))
         case _ if service == "eks":
             print(Path(os.environ[CALLS]).with_name(f"{operation}.json").read_text())
+
+
+def _parse_parameter(shape: Shape, text: str) -> Any:
+    """Return the value of an option: a list of words, JSON, or the text itself."""
+    match shape.type_name:
+        case "list":
+            return text.split()  # only lists of one word are in use
+        case "map" | "structure":
+            return json.loads(text)
+        case _:
+            return text
 
 
 def clickhouse_client(arguments: list[str]) -> None:

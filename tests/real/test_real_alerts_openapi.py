@@ -48,10 +48,9 @@ class Verdict:
 
 async def verdict(directory: Path, url: str, path: str, *flags: str) -> Verdict:
     """Run schemathesis against one path of one server."""
-    program = await asyncio.to_thread(install.schemathesis)
+    command = await asyncio.to_thread(install.schemathesis)
     process = await asyncio.create_subprocess_exec(
-        program,
-        *("run", str(FILE), f"--url={url}", f"--include-path={path}", *FLAGS, *flags),
+        *(*command, "run", str(FILE), f"--url={url}", f"--include-path={path}", *FLAGS, *flags),
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_the_printed_values_make_a_release_whose_daemons_accept_them(
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[EmbeddedStore]:
+def session(tmp_path: Path) -> Iterator[chdb.session.Session]:
     """Two customers whose exporters have been silent for an hour."""
     session = empty(chdb.session.Session(str(tmp_path / "chdb")))
     for organization in ("org-1", "org-2"):
@@ -78,9 +78,14 @@ async def store(tmp_path: Path) -> AsyncIterator[EmbeddedStore]:
             replica = Replica(replica=f"r-{number}", organization=organization)
             store_events(session, [replica.message(START_MS)], START_MS)
     record_progress(session, LATER_MS)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def store(session: chdb.session.Session) -> Iterator[EmbeddedStore]:
     with ThreadPoolExecutor(max_workers=1) as thread:
         yield EmbeddedStore(session, thread)
-    session.close()
 
 
 async def silent(store: EmbeddedStore) -> list[str]:
@@ -97,13 +102,12 @@ async def test_a_removed_customer_is_silent_no_more(store: EmbeddedStore) -> Non
 
 
 async def test_a_message_that_comes_later_is_supervised_until_the_next_removal(
-    store: EmbeddedStore,
+    session: chdb.session.Session, store: EmbeddedStore
 ) -> None:
     """Its time is after the removal, even if the clock of ClickHouse is behind."""
     await retire(store, "org-1")
     future_ms = 4_000_000_000_000  # of a process whose clock is ahead
     late = Replica(replica="r-0", organization="org-1", epoch=future_ms)
-    session = store._session
     store_events(session, [late.message(future_ms)], future_ms)
     record_progress(session, future_ms + 3_600_000)
     assert await silent(store) == ["org-1", "org-2", "org-2"]

@@ -161,16 +161,16 @@ def _tokens(pattern: str) -> tuple[str, ...]:
 
 def _covers(wide: tuple[str, ...], narrow: tuple[str, ...]) -> bool:
     """Return whether `wide` matches all that `narrow` matches, by columns of one table."""
-    reach = [True, *[False] * len(narrow)]  # reach[j]: the tokens so far match narrow[:j]
+    reach = [True, *[False] * len(narrow)]  # reach[length]: the tokens so far match narrow[:length]
     for token in wide:
         now = [reach[0] and token == "*", *[False] * len(narrow)]  # noqa: S105 - a wildcard
-        for j, other in enumerate(narrow, 1):
+        for length, other in enumerate(narrow, 1):
             if token == "*":  # noqa: S105 - a wildcard
-                now[j] = reach[j] or now[j - 1]
+                now[length] = reach[length] or now[length - 1]
             elif token == "?":  # noqa: S105 - a wildcard
-                now[j] = reach[j - 1] and (other == "?" or other.startswith("="))
+                now[length] = reach[length - 1] and (other == "?" or other.startswith("="))
             else:
-                now[j] = reach[j - 1] and token == other
+                now[length] = reach[length - 1] and token == other
         reach = now
     return reach[-1]
 

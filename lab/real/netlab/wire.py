@@ -37,21 +37,22 @@ class Packet:
 class Wire:
     """The capture. `packets` grows while the loop runs; `lost` must stay 0."""
 
+    sockets: list[socket.socket]
     packets: list[Packet] = field(default_factory=list)
-    _sockets: list[socket.socket] = field(default_factory=list)
 
     def catch_up(self) -> int:
         """Read the pending packets; return the number of all so far, as a mark."""
-        for sock in self._sockets:
-            self._read(sock)
+        for sock in self.sockets:
+            self.read(sock)
         return len(self.packets)
 
     def lost(self) -> int:
         """Return the number of packets that the capture missed since the last call."""
-        counts = [s.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8) for s in self._sockets]
+        counts = [s.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8) for s in self.sockets]
         return sum(int(struct.unpack("II", count)[1]) for count in counts)
 
-    def _read(self, sock: socket.socket) -> None:
+    def read(self, sock: socket.socket) -> None:
+        """Read the pending packets of one socket."""
         while True:
             try:
                 head, (interface, kind, direction, *_) = sock.recvfrom(HEAD_BYTES)
@@ -63,14 +64,14 @@ class Wire:
 @contextmanager
 def capture(router: Namespace) -> Iterator[Wire]:
     """Capture at all interfaces of the router, within the running loop."""
-    loop, wire = asyncio.get_running_loop(), Wire()
-    wire._sockets = [router.run(_open, link) for link, _ in WIRES.values()]
+    loop = asyncio.get_running_loop()
+    wire = Wire([router.run(_open, link) for link, _ in WIRES.values()])
     try:
-        for sock in wire._sockets:
-            loop.add_reader(sock, wire._read, sock)
+        for sock in wire.sockets:
+            loop.add_reader(sock, wire.read, sock)
         yield wire
     finally:
-        for sock in wire._sockets:
+        for sock in wire.sockets:
             loop.remove_reader(sock)
             sock.close()
 

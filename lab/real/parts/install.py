@@ -116,14 +116,18 @@ def chdb() -> Path:
     return CHDB
 
 
-def schemathesis() -> Path:
-    """Return the program `st` of a virtual environment with schemathesis in it."""
+def schemathesis() -> list[str]:
+    """Return the command of schemathesis in a virtual environment of its own.
+
+    Not the script `st`, whose first line names the directory in which it was installed: a copy of
+    the cache would not run.
+    """
     place = CACHE / "schemathesis"
     with build_once(place, SCHEMATHESIS, SCHEMATHESIS_PINS.read_text(), sys.version) as missing:
         if missing:
             run_command([sys.executable, "-m", "venv", "--clear", str(place)])
             run_pip(place / "bin" / "python", SCHEMATHESIS, "-c", str(SCHEMATHESIS_PINS))
-    return place / "bin" / "st"
+    return [str(place / "bin" / "python"), "-m", "schemathesis.cli"]
 
 
 def hadolint() -> Path:

@@ -1,7 +1,7 @@
 """An emulated machine for arm64: Debian's kernel, with the files of an image in memory.
 
 It has a serial console and no network, no disk and no folder in common with this machine. Its first
-process, `lab/real/first_process.py`, runs commands as root and prints the result of each.
+process, `lab/real/init.py`, runs commands as root and prints the result of each.
 """
 
 import json
@@ -30,7 +30,7 @@ SEARCHED = ("/opt/byoc-agents/code", "/opt/byoc-agents/lib", f"/{SOURCES}")
 FIRST_PROCESS = f"""#!/usr/bin/python3 -IS
 import sys
 sys.path[:0] = {SEARCHED!r}
-from lab.real.first_process import main
+from lab.real.init import main
 main("/commands.json", {":".join(SEARCHED)!r})
 """
 DEVICES = {"dev/console": (5, 1), "dev/null": (1, 3)}  # devices.txt of the kernel

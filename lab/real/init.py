@@ -1,4 +1,4 @@
-"""The first process of an emulated machine (`parts/machine.py`).
+"""The init process (pid 1) of an emulated machine (`parts/machine.py`).
 
 It mounts /proc and /sys, gives the loopback device its addresses, runs each command as root, prints
 one line of JSON per command, and switches the machine off.
