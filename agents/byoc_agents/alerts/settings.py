@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from byoc_agents.alerts import matchers
+from byoc_agents.alerts import budget, matchers
 from byoc_agents.app.heartbeat import MAX_IDLE_SECONDS, HeartbeatIntervals
-from byoc_agents.app.settings import Setting, host_and_port, number
+from byoc_agents.app.settings import Setting, host_and_port, number, size
 from byoc_agents.sinks.https import check_signing_secret, check_token
 
 MAX_NAMES = 32  # of labels, and of annotations: bounds an event's size
@@ -26,6 +26,8 @@ SHIPPED_RULES = (  # of the chart, except the Watchdog and those about access
     "ClickHouseDetachedParts",
     "ClickHouseDiskLow",
     "ClickHouseMemoryPressure",
+    "ByocAlertsBudgetLow",
+    "ByocAlertsBudgetSpent",
     "ByocDaemonDown",
     "ByocBacklogOld",
     "ByocBacklogVeryOld",
@@ -82,6 +84,13 @@ def _namespace(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):  # RFC 1123 label
         raise ValueError("not the name of a namespace")
     return text
+
+
+def _daily_bytes(text: str) -> int:
+    found = size(text)
+    if found < budget.MIN_BYTES:
+        raise ValueError("too small for one notification")
+    return found
 
 
 def _matchers(text: str) -> str:
@@ -211,6 +220,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(1, 86400),
         ),
     ] = 360.0  # Alertmanager's default group_interval of 5 minutes, and four peers
+    daily_bytes: Annotated[
+        int,
+        Setting(
+            "BYOC_ALERTS_DAILY_BYTES",
+            "the bytes of alerts that may leave per UTC day, at least 8Mi",
+            parse=_daily_bytes,
+        ),
+    ] = budget.DEFAULT_BYTES
     heartbeat_seconds: Annotated[
         float,
         Setting(

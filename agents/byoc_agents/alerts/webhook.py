@@ -1,8 +1,8 @@
 """The webhook for Alertmanager, `POST /v1/alerts`. It answers 2xx only after the commit to disk.
 
 Alertmanager retries after a 5xx or a broken connection, and drops the notification after any other
-error. Therefore a full or failing spool and a slow body are answered with 503, and 429 is never
-used. Alertmanager logs the response, so the responses are fixed texts.
+error. Therefore a full or failing spool, a slow body and a spent budget are answered with 503, and
+429 is never used. Alertmanager logs the response, so the responses are fixed texts.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response
 
+from byoc_agents.alerts.budget import BudgetSpentError
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
@@ -50,6 +51,7 @@ REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
     (TimeoutError, 503, "too slow"),
     (BusyError, 503, "busy"),
     (SpoolError, 503, "not stored"),
+    (BudgetSpentError, 503, "daily budget spent"),
 )
 
 
