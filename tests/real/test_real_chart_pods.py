@@ -102,7 +102,7 @@ def test_every_setting_of_the_daemons_has_a_place_in_the_chart() -> None:
     }
     assert listed <= known | of_broker
     by_file = {"BYOC_ALERTS_TOKEN", "BYOC_ALERTS_SIGNING_SECRET", "BYOC_ALERTS_WEBHOOK_TOKEN"}
-    by_file |= {"BYOC_ALERTS_FINGERPRINT_SECRET"}
+    by_file |= {"BYOC_ALERTS_FINGERPRINT_SECRET", "BYOC_METRICS_TOKEN"}
     assert known - listed - rendered == by_file | {"BYOC_CLICKHOUSE_PASSWORD"}
 
 
@@ -319,7 +319,7 @@ def test_secrets_are_readable_by_the_pods_group_only(values: Path, kubernetes: s
         (
             "mesh-operator",
             "Deployment/byoc-agents-alert-forwarder",
-            {"byoc-alerts": 0o440, "byoc-alerts-tls": 0o440},
+            {"byoc-alerts": 0o440, "byoc-alerts-tls": 0o440, "byoc-metrics": 0o440},
         ),
     ],
 )

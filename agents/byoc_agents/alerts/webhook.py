@@ -6,7 +6,6 @@ error. Therefore a full or failing spool, a slow body and a spent budget are ans
 """
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -26,7 +25,13 @@ from byoc_agents.alerts.budget import BudgetSpentError
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
-from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
+from byoc_agents.app.http_server import (
+    CHALLENGE,
+    SERVER_HEADER,
+    ClientConnection,
+    PortLimits,
+    has_bearer_token,
+)
 from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolError
 
@@ -91,13 +96,13 @@ class Webhook:
         if status == 200:  # noqa: PLR2004  every other response can mean a lost alert
             return _response(status, text)
         self._log.warning("webhook.refused", status=status, why=text, peer=request.remote)
-        if status == 401:  # noqa: PLR2004  RFC 9110 requires a challenge
-            return _response(status, text, **{"WWW-Authenticate": "Bearer"})
+        if status == 401:  # noqa: PLR2004  the one status that needs a header
+            return _response(status, text, **CHALLENGE)
         return _response(status, text)
 
     async def _store(self, request: BaseRequest) -> tuple[int, str]:
         """Store the notification of a request. Return the status code and text of the response."""
-        if not self.is_allowed(request.headers.get("Authorization", "")):
+        if not has_bearer_token(request.headers.get("Authorization", ""), self._token.values()):
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses
             return 415, "compressed"
@@ -157,17 +162,6 @@ class Webhook:
                 await held.enter_async_context(self._huge)
                 alone = True
         return body
-
-    def is_allowed(self, header: str) -> bool:
-        """Return whether the header has a valid token; compared in constant time.
-
-        Each line of the token's file is valid, for rotations.
-        """
-        tokens = self._token.values()
-        scheme, _, given = header.partition(" ")
-        presented = given.strip().encode("utf-8", "surrogateescape")
-        matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
-        return scheme.lower() == "bearer" and any(matches)
 
 
 def _is_small(request: BaseRequest) -> bool:

@@ -145,6 +145,12 @@ kubelet gives a token 0600 and then the fsGroup's 0440 where there is one, whate
     defaultMode: {{ $mode }}
     sources: [{serviceAccountToken: {audience: byoc-agents, expirationSeconds: 3600, path: token}}]
 {{- end }}
+{{- with $v.monitoring.tokenSecret }}
+{{- if .name }}
+- name: byoc-metrics
+  secret: {secretName: {{ .name }}, defaultMode: {{ $mode }}, items: [{key: {{ .key }}, path: token}]}
+{{- end }}
+{{- end }}
 {{- if $v.caConfigMap }}
 - name: byoc-ca
   configMap: {name: {{ $v.caConfigMap }}, defaultMode: 292, items: [{key: ca.crt, path: ca.crt}]}
