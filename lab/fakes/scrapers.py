@@ -21,8 +21,9 @@ DAEMON = "billing-scraper"
 class OneCore:
     """A target that keeps one core busy since the machine's boot."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, run_name: str = "") -> None:
         self._clock = clock
+        self._run_name = run_name
         self.secondary_reads: list[bool] = []  # the argument of each read
         self.observation: TargetObservation | None = None  # returned instead, if it is set
         self.closed = False
@@ -41,6 +42,7 @@ class OneCore:
                 cpu_usec=self._clock.boot_ns() // 1000,
                 memory_bytes=1 << 30,
                 born_boot_ns=0,
+                run_name=self._run_name,
             )
         )
 

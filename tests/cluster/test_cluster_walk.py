@@ -44,6 +44,20 @@ def test_every_pod_becomes_ready(cluster: Cluster) -> None:
     assert max(started.values()) == started["clickhouse"]  # native sidecars start first
 
 
+def test_the_daemons_read_secrets_that_only_their_pods_group_may_read(cluster: Cluster) -> None:
+    """The kubelet gives the files the pod's fsGroup; the mode 0440 keeps every other uid out."""
+    modes = set()
+    for pod in environment.chart_pods(cluster):
+        spec, name = pod["spec"], pod["metadata"]["name"]
+        secrets = [one["secret"] for one in spec["volumes"] if "secret" in one]
+        modes |= {one["defaultMode"] for one in secrets}
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            if container["name"] in environment.DAEMONS:
+                command = ("byoc-agents", "check-config", container["name"])
+                cluster.execute(NAMESPACE, name, container["name"], *command)
+    assert modes == {0o440}
+
+
 def test_all_three_streams_arrive(cluster: Cluster, received: Received) -> None:
     kinds: set[str] = set()
 

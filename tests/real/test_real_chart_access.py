@@ -238,6 +238,26 @@ def test_the_broker_has_no_rights_and_no_token_in_the_cluster(broker: tuple[str,
     assert "hostNetwork" not in pod
 
 
+def test_the_brokers_secrets_are_readable_by_its_pods_group_only(
+    broker: tuple[str, ...],
+) -> None:
+    pod = deployment(broker)["spec"]["template"]["spec"]
+    secrets = [one["secret"] for one in pod["volumes"] if "secret" in one]
+    assert [one["defaultMode"] for one in secrets] == [0o440, 0o440]
+    assert pod["securityContext"]["fsGroup"] == 65532
+
+
+def test_the_broker_requires_the_token_for_its_metrics_too(broker: tuple[str, ...]) -> None:
+    flags = ("--set", "monitoring.tokenSecret.name=m")
+    pod = deployment((*broker, *flags))["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert variables["BYOC_METRICS_TOKEN_FILE"] == "/etc/byoc-agents/metrics/token"
+    assert "byoc-metrics" in {one["name"] for one in container["volumeMounts"]}
+    (secret,) = [one["secret"] for one in pod["volumes"] if one["name"] == "byoc-metrics"]
+    assert (secret["secretName"], secret["defaultMode"]) == ("m", 0o440)
+
+
 def test_the_program_accepts_the_settings_of_its_container(
     broker: tuple[str, ...], tmp_path: Path
 ) -> None:

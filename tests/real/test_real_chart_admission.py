@@ -227,6 +227,7 @@ def test_altinitys_operator_starts_clickhouse_with_native_sidecars(release: str)
         assert clickhouse[key] == given[key]
     names = [mount["name"] for one in spec["initContainers"] for mount in one["volumeMounts"]]
     assert "data" not in names, "a sidecar must not have ClickHouse's files"
+    assert spec["securityContext"]["fsGroup"] == 101, "the mode 0440 of secrets needs it"
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -17,6 +17,7 @@ from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.state.thresholds import ReasonCode
 from lab.real.chart import prometheus_operator, render
+from lab.real.chart.pods import environment, pods
 from lab.real.chart.prometheus_operator import Strategy
 from lab.real.chart.render import Manifest
 from lab.real.parts import install
@@ -264,6 +265,32 @@ def test_every_port_that_is_scraped_is_there() -> None:
     for monitor in monitors:
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             assert endpoint["port"] in ports
+
+
+def test_prometheus_sends_the_token_that_the_daemons_require() -> None:
+    """The PodMonitors name the Secret that the daemons mount; ClickHouse's own has no token."""
+    documents = render.manifests(ALERTS)
+    for pod in pods(documents):
+        for container in pod.ours:
+            file = Path(environment(container)["BYOC_METRICS_TOKEN_FILE"])
+            (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == str(file.parent)]
+            (volume,) = [v for v in pod.spec["volumes"] if v["name"] == mount["name"]]
+            assert volume["secret"]["secretName"] == "byoc-metrics"
+            assert volume["secret"]["items"] == [{"key": "token", "path": file.name}]
+    found = {
+        monitor["metadata"]["name"]: endpoint.get("authorization")
+        for monitor in rendered("PodMonitor")
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]
+    }
+    given = {"type": "Bearer", "credentials": {"name": "byoc-metrics", "key": "token"}}
+    assert found.pop("byoc-agents-clickhouse") is None
+    assert list(found.values()) == [given] * 3
+
+
+def test_without_a_token_nothing_is_mounted_and_nothing_is_sent() -> None:
+    text = render.text(ALERTS, "--set", "monitoring.tokenSecret.name=")
+    assert "byoc-metrics" not in text
+    assert "authorization: {type: Bearer, credentials" not in text
 
 
 def queries(board: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS, configure, daemon_spe
 from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.app.settings import CoreSettings, settings_of
 from lab.real.chart import reference, render
-from lab.real.chart.pods import Pod, environment, pods, printed_pod
+from lab.real.chart.pods import Pod, environment, ours, pods, printed_pod
 
 SECRETS = {  # what the mounted Secrets hold
     "token": "control-plane-token",
@@ -102,7 +102,7 @@ def test_every_setting_of_the_daemons_has_a_place_in_the_chart() -> None:
     }
     assert listed <= known | of_broker
     by_file = {"BYOC_ALERTS_TOKEN", "BYOC_ALERTS_SIGNING_SECRET", "BYOC_ALERTS_WEBHOOK_TOKEN"}
-    by_file |= {"BYOC_ALERTS_FINGERPRINT_SECRET"}
+    by_file |= {"BYOC_ALERTS_FINGERPRINT_SECRET", "BYOC_METRICS_TOKEN"}
     assert known - listed - rendered == by_file | {"BYOC_CLICKHOUSE_PASSWORD"}
 
 
@@ -281,6 +281,54 @@ def test_only_who_calls_aws_has_an_identity(values: Path, kubernetes: str) -> No
             found = environment(container)
             assert ("AWS_EC2_METADATA_DISABLED" in found) == calls
             assert calls or not [name for name in found if name.startswith("AWS_")]
+
+
+def secret_modes(spec: dict[str, Any]) -> dict[str, int]:
+    """Return volume -> mode of its files, of the Secrets and tokens that our containers mount."""
+    mounted = {mount["name"] for one in ours(spec) for mount in one["volumeMounts"]}
+    volumes = [one for one in spec.get("volumes", []) if one["name"] in mounted]
+    return {
+        one["name"]: source["defaultMode"]
+        for one in volumes
+        for kind in ("secret", "projected")
+        if (source := one.get(kind))
+    }
+
+
+@by_case
+def test_secrets_are_readable_by_the_pods_group_only(values: Path, kubernetes: str) -> None:
+    """The kubelet adds every container to the fsGroup; without one, 0440 is for root alone."""
+    case = render.name(values)
+    for pod in every_pod(values, kubernetes):
+        not_ours = case == "openshift" or pod.owner == "Pod/printed"
+        modes = set(secret_modes(pod.spec).values())
+        assert modes <= {0o444 if not_ours else 0o440}, pod.owner
+        if not not_ours:
+            wanted = 101 if pod.with_clickhouse else 65532
+            assert pod.spec["securityContext"]["fsGroup"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("case", "owner", "modes"),
+    [
+        ("default", "StatefulSet/byoc-agents-clickhouse", {"byoc-token": 0o440}),
+        ("altinity", "ClickHouseInstallationTemplate/byoc-agents", {"byoc-token": 0o440}),
+        ("bitnami", "Pod/printed", {"byoc-token": 0o444}),
+        ("default", "Deployment/byoc-agents-alert-forwarder", {"byoc-alerts": 0o440}),
+        ("openshift", "Deployment/byoc-agents-alert-forwarder", {"byoc-alerts": 0o444}),
+        (
+            "mesh-operator",
+            "Deployment/byoc-agents-alert-forwarder",
+            {"byoc-alerts": 0o440, "byoc-alerts-tls": 0o440, "byoc-metrics": 0o440},
+        ),
+    ],
+)
+def test_each_owners_pods_have_the_modes_that_can_be_read(
+    case: str, owner: str, modes: dict[str, int]
+) -> None:
+    values = render.CHART / "ci" / f"{case}-values.yaml"
+    (pod,) = [one for one in every_pod(values, render.NEW) if one.owner == owner]
+    assert secret_modes(pod.spec) == modes
 
 
 def test_a_forwarder_of_its_own_has_an_account_without_a_role() -> None:

@@ -80,7 +80,7 @@ async def open_run(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncItera
         yield DaemonRun(daemon, spool, ledger, clock)
 
 
-def scraper(run: DaemonRun) -> Scraper:
+def scraper(run: DaemonRun, run_name: str = "") -> Scraper:
     """Return the scraper of a run, as `byoc_agents.billing.daemon` puts it together."""
     who = UsageIdentity(
         organization_id="org",
@@ -91,7 +91,7 @@ def scraper(run: DaemonRun) -> Scraper:
         container_name="clickhouse",
     )
     return make_scraper(
-        OneCore(run.clock),
+        OneCore(run.clock, run_name),
         Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
         Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
         run.spool,

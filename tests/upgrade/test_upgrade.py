@@ -83,7 +83,7 @@ async def test_metering_goes_on_in_the_same_epoch_and_the_bucket_verifies(
 ) -> None:
     assert old.rows(BILLING, "SELECT count(*) FROM staged")[0][0] > 0
     async with open_run(old.state_dir, BILLING, old.clock()) as one:
-        source = scraper(one)
+        source = scraper(one, "a-name-that-0.1.0-did-not-give")
         await ticks(one, source, 60)
         await source.finish()
         await one.ship(DirectorySink(old.bucket))

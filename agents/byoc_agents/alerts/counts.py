@@ -28,6 +28,9 @@ class Counts:
         }
         self._requests = cache(lambda code: metrics.webhook_requests.labels(daemon, str(code)))
         self._truncated = metrics.alerts_truncated.labels(daemon)
+        self._budget_bytes = metrics.alerts_budget_bytes.labels(daemon)
+        self._budget_used_bytes = metrics.alerts_budget_used_bytes.labels(daemon)
+        self._refusals_by_budget = metrics.alerts_budget_refusals.labels(daemon)
 
     def alerts(self, outcome: AlertOutcome, number: int = 1) -> None:
         """Count alerts."""
@@ -40,3 +43,12 @@ class Counts:
     def add_truncated(self, number: int) -> None:
         """Count alerts that Alertmanager left out of a notification."""
         self._truncated.inc(number)
+
+    def budget(self, used_bytes: int, daily_bytes: int) -> None:
+        """Set the day's budget and how much of it is used."""
+        self._budget_bytes.set(daily_bytes)
+        self._budget_used_bytes.set(used_bytes)
+
+    def add_refusal_by_budget(self) -> None:
+        """Count a notification, or a delayed report, that the budget refused."""
+        self._refusals_by_budget.inc()

@@ -135,4 +135,5 @@ def _rules(core: CoreSettings, own: Settings) -> Rules:
         reminder_seconds=own.reminder_seconds,
         fingerprint_secrets=own.fingerprint_secret.split(),
         reopen_seconds=own.reopen_seconds,
+        daily_bytes=own.daily_bytes,
     )

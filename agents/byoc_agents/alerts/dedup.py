@@ -15,6 +15,8 @@ from typing import Self
 
 import msgspec
 
+from byoc_agents.alerts import budget
+from byoc_agents.alerts.budget import DailyBytes
 from byoc_agents.alerts.events import AlertEvent
 from byoc_agents.alerts.identity import RECEIVER_KEY_DIGITS, Identity
 from byoc_agents.alerts.payload import Status
@@ -126,6 +128,7 @@ class AlertMemory:
         self.episodes = OpenEpisodes()
         self.unconfirmed: dict[str, Unconfirmed] = {}  # by alert
         self.has_facts_of_0_1_0 = False  # then some do not name their episode
+        self.stored = DailyBytes()
         self._forgetting: set[str] = set()  # by a commit in progress
 
     def __len__(self) -> int:
@@ -141,6 +144,9 @@ class AlertMemory:
         self.has_facts_of_0_1_0 = bool(stored)
         stored |= await spool.state(PREFIX)
         waiting = await spool.state(UNCONFIRMED)
+        for value in (await spool.state(budget.KEY)).values():
+            # After a failed commit or with a new file, the count in memory may be the higher one.
+            self.stored = max(self.stored, msgspec.json.decode(value, type=DailyBytes))
         found: dict[str, Fact] = {}
         for key, value in stored.items():
             fact, event_id = _read(value), _id_of(key)

@@ -152,6 +152,7 @@ class Forwarder:
             "webhook_address": self._address,  # empty = not open
             "last_notification": _moment(self._relay.last_notification_ms),
             "last_watchdog": _moment(self._relay.last_watchdog_ms),
+            **self._relay.status(),
         }
 
 

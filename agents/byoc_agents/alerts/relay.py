@@ -18,10 +18,13 @@ after that, the retraction is reported as its end.
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 import structlog
 
+from byoc_agents.alerts import budget
+from byoc_agents.alerts.budget import BudgetSpentError, DailyBytes
 from byoc_agents.alerts.counts import AlertOutcome, Counts
 from byoc_agents.alerts.dedup import FINGERPRINT_DIGITS, AlertMemory, Episode, Fact, Unconfirmed
 from byoc_agents.alerts.events import (
@@ -39,7 +42,7 @@ from byoc_agents.alerts.identity import identities
 from byoc_agents.alerts.matchers import Selector
 from byoc_agents.alerts.payload import Group, Received, Status, read_slices
 from byoc_agents.app.clock import Clock
-from byoc_agents.app.cloudevents import Event, encode, parse_rfc3339
+from byoc_agents.app.cloudevents import Event, encode, parse_rfc3339, rfc3339
 from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
@@ -56,6 +59,7 @@ class Rules(msgspec.Struct, frozen=True):
     reminder_seconds: float
     reopen_seconds: float
     fingerprint_secrets: Sequence[str] = ()  # newest first
+    daily_bytes: int = budget.DEFAULT_BYTES  # of events, Watchdogs included, heartbeats not
 
 
 class Plan(msgspec.Struct):
@@ -117,6 +121,8 @@ class Relay:
         self._checkpoint = Checkpointed(spool, lambda: self._memory.load(spool))
         self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> done after its commit
         self._uncommitted: dict[asyncio.Future[None], Plan] = {}  # in the order of their commits
+        self._uncommitted_bytes = 0
+        self._refused_day = -1  # the last day on which the budget refused something
         self._log = structlog.get_logger().bind()  # once, not at each line as by the proxy
 
     async def accept(self, body: bytes | bytearray) -> int:
@@ -124,7 +130,8 @@ class Relay:
 
         A large body is committed in slices, which bounds the memory. May be called again with the
         same body, even concurrently. Raises NotAWebhookError. Raises SpoolError if a slice could
-        not be stored; a call with the same body then adds only the missing messages.
+        not be stored; a call with the same body then adds only the missing messages. So does one
+        after BudgetSpentError, which is raised if a slice does not fit in the day's budget.
         """
         at_ms = self._now_ms()
         written = 0
@@ -149,16 +156,25 @@ class Relay:
     async def confirm_reopened(self) -> int:
         """Report the beginnings that were not retracted in time. Return their number.
 
-        Raises SpoolError; a later call then reports them.
+        Raises SpoolError; a later call then reports them. So does one after the end of a day whose
+        budget they do not fit in: then the result is 0.
         """
         await self._checkpoint.load()
         now_ms = self._now_ms()
+        self._counts.budget(self.budget().used_bytes, self._rules.daily_bytes)
         plan = Plan(self._memory)
         for alert, waiting in self._memory.unconfirmed.items():
             if waiting.due_ms <= now_ms and alert not in self._in_flight:
                 self._report_unconfirmed(plan, waiting, now_ms)
-        await self._commit(plan, now_ms)
+        try:
+            await self._commit(plan, now_ms)
+        except BudgetSpentError:
+            return 0
         return len(plan.messages)
+
+    def budget(self) -> DailyBytes:
+        """Return today's count of bytes, those of commits in progress included."""
+        return self._memory.stored.at(self._now_ms()).plus(self._uncommitted_bytes)
 
     def open_episodes(self) -> tuple[int, str]:
         """Return the number and the digest of the episodes that are open after all commits.
@@ -181,22 +197,53 @@ class Relay:
         alerts = plan.alerts()
         if not plan.messages and not alerts:
             return
+        size_bytes = budget.count_bytes(plan.messages)
+        used = self.budget().plus(size_bytes)
+        if size_bytes and used.used_bytes > self._rules.daily_bytes:
+            self._refuse()
         state = self._memory.state(plan.facts, plan.unconfirmed, at_ms)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight |= dict.fromkeys(alerts, done)
         self._uncommitted[done] = plan
+        self._uncommitted_bytes += size_bytes
         try:
-            batch = WriteBatch(messages=plan.messages, state=state)
+            counted = {budget.KEY: msgspec.json.encode(used)} if size_bytes else {}
+            batch = WriteBatch(messages=plan.messages, state=state | counted)
             await self._checkpoint.commit(batch, self._memory)
             self._memory.apply_commit(plan.facts, plan.unconfirmed, state)
+            self._memory.stored = self._memory.stored.at(self._now_ms()).plus(size_bytes)
             if any(not message.replaces for message in plan.messages):  # no reminder or Watchdog
                 self.changed_at_ns = self._clock.boot_ns()
         finally:
+            self._uncommitted_bytes -= size_bytes
+            self._counts.budget(self.budget().used_bytes, self._rules.daily_bytes)
             self._memory.end_commit(state)
             done.set_result(None)
             del self._uncommitted[done]
             for alert in alerts:
                 del self._in_flight[alert]
+
+    def _refuse(self) -> None:
+        """Count and log that the budget is used up, and raise BudgetSpentError."""
+        used = self.budget()
+        self._counts.add_refusal_by_budget()
+        if used.day != self._refused_day:  # webhook.refused has a line for each notification
+            self._refused_day = used.day
+            self._log.error(
+                "alerts.budget_spent",
+                used_bytes=used.used_bytes,
+                daily_bytes=self._rules.daily_bytes,
+                resets_at=rfc3339(budget.resets_at_ms(self._now_ms())),
+            )
+        raise BudgetSpentError("the bytes of the day are used up")
+
+    def status(self) -> dict[str, Any]:
+        """Return the fields of the budget in /status."""
+        return {
+            "budget_used_bytes": self.budget().used_bytes,
+            "budget_bytes": self._rules.daily_bytes,
+            "budget_resets_at": rfc3339(budget.resets_at_ms(self._now_ms())),
+        }
 
     def _make_plan(self, group: Group, at_ms: int) -> Plan:
         plan = Plan(self._memory)

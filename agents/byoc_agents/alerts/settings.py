@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from byoc_agents.alerts import matchers
+from byoc_agents.alerts import budget, matchers
 from byoc_agents.app.heartbeat import MAX_IDLE_SECONDS, HeartbeatIntervals
-from byoc_agents.app.settings import Setting, host_and_port, number
+from byoc_agents.app.settings import Setting, bearer_tokens, host_and_port, number, size
 from byoc_agents.sinks.https import check_signing_secret, check_token
 
 MAX_NAMES = 32  # of labels, and of annotations: bounds an event's size
@@ -26,6 +26,8 @@ SHIPPED_RULES = (  # of the chart, except the Watchdog and those about access
     "ClickHouseDetachedParts",
     "ClickHouseDiskLow",
     "ClickHouseMemoryPressure",
+    "ByocAlertsBudgetLow",
+    "ByocAlertsBudgetSpent",
     "ByocDaemonDown",
     "ByocBacklogOld",
     "ByocBacklogVeryOld",
@@ -42,7 +44,6 @@ SHIPPED_RULES = (  # of the chart, except the Watchdog and those about access
 MAX_NAME_CHARACTERS = 128
 MAX_FINGERPRINT_SECRETS = 2
 MIN_FINGERPRINT_SECRET = 32  # characters: at least 128 bits in base64 or hexadecimal
-MAX_TOKEN_CHARACTERS = 900  # with "Bearer " it fits in MAX_FIELD_BYTES of app/http_server.py
 QUOTED_NAME = r'"(?:[^"\\]|\\["\\])*"'
 PLAIN_NAME = r"""[^\s,"'`{}=!~\\]+"""  # as in a matcher without quotes
 NAME = re.compile(rf"\s*({QUOTED_NAME}|{PLAIN_NAME}|)\s*(?:,|$)")
@@ -84,15 +85,15 @@ def _namespace(text: str) -> str:
     return text
 
 
+def _daily_bytes(text: str) -> int:
+    found = size(text)
+    if found < budget.MIN_BYTES:
+        raise ValueError("too small for one notification")
+    return found
+
+
 def _matchers(text: str) -> str:
     matchers.parse(text)
-    return text
-
-
-def _webhook_token(text: str) -> str:
-    """Return the tokens, one per line during a rotation. Each must fit in a request header."""
-    if any(len(token) > MAX_TOKEN_CHARACTERS for token in text.split()):
-        raise ValueError("too long")
     return text
 
 
@@ -129,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "BYOC_ALERTS_WEBHOOK_TOKEN",
             "the bearer token that Alertmanager sends, at most 900 characters",
             secret=True,
-            parse=_webhook_token,
+            parse=bearer_tokens,
         ),
     ]
     fingerprint_secret: Annotated[
@@ -211,6 +212,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(1, 86400),
         ),
     ] = 360.0  # Alertmanager's default group_interval of 5 minutes, and four peers
+    daily_bytes: Annotated[
+        int,
+        Setting(
+            "BYOC_ALERTS_DAILY_BYTES",
+            "the bytes of alerts that may leave per UTC day, at least 8Mi",
+            parse=_daily_bytes,
+        ),
+    ] = budget.DEFAULT_BYTES
     heartbeat_seconds: Annotated[
         float,
         Setting(

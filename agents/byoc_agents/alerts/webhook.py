@@ -1,12 +1,11 @@
 """The webhook for Alertmanager, `POST /v1/alerts`. It answers 2xx only after the commit to disk.
 
 Alertmanager retries after a 5xx or a broken connection, and drops the notification after any other
-error. Therefore a full or failing spool and a slow body are answered with 503, and 429 is never
-used. Alertmanager logs the response, so the responses are fixed texts.
+error. Therefore a full or failing spool, a slow body and a spent budget are answered with 503, and
+429 is never used. Alertmanager logs the response, so the responses are fixed texts.
 """
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -22,10 +21,17 @@ from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import Response
 
+from byoc_agents.alerts.budget import BudgetSpentError
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
-from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
+from byoc_agents.app.http_server import (
+    CHALLENGE,
+    SERVER_HEADER,
+    ClientConnection,
+    PortLimits,
+    has_bearer_token,
+)
 from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolError
 
@@ -50,6 +56,7 @@ REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
     (TimeoutError, 503, "too slow"),
     (BusyError, 503, "busy"),
     (SpoolError, 503, "not stored"),
+    (BudgetSpentError, 503, "daily budget spent"),
 )
 
 
@@ -89,13 +96,13 @@ class Webhook:
         if status == 200:  # noqa: PLR2004  every other response can mean a lost alert
             return _response(status, text)
         self._log.warning("webhook.refused", status=status, why=text, peer=request.remote)
-        if status == 401:  # noqa: PLR2004  RFC 9110 requires a challenge
-            return _response(status, text, **{"WWW-Authenticate": "Bearer"})
+        if status == 401:  # noqa: PLR2004  the one status that needs a header
+            return _response(status, text, **CHALLENGE)
         return _response(status, text)
 
     async def _store(self, request: BaseRequest) -> tuple[int, str]:
         """Store the notification of a request. Return the status code and text of the response."""
-        if not self.is_allowed(request.headers.get("Authorization", "")):
+        if not has_bearer_token(request.headers.get("Authorization", ""), self._token.values()):
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses
             return 415, "compressed"
@@ -155,17 +162,6 @@ class Webhook:
                 await held.enter_async_context(self._huge)
                 alone = True
         return body
-
-    def is_allowed(self, header: str) -> bool:
-        """Return whether the header has a valid token; compared in constant time.
-
-        Each line of the token's file is valid, for rotations.
-        """
-        tokens = self._token.values()
-        scheme, _, given = header.partition(" ")
-        presented = given.strip().encode("utf-8", "surrogateescape")
-        matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
-        return scheme.lower() == "bearer" and any(matches)
 
 
 def _is_small(request: BaseRequest) -> bool:

@@ -3,7 +3,8 @@
 A process is ready if its settings are valid, the spool can be written and every task runs (for
 example, the webhook listens). Readiness does not depend on any destination, since the readiness
 of a sidecar is part of the readiness of the customer's pod. /status names the destinations, so it
-is shown on this machine only: `kubectl port-forward` and `kubectl exec` reach it.
+is shown on this machine only: `kubectl port-forward` and `kubectl exec` reach it. /metrics needs a
+bearer token if one is configured, also on this machine; the pages of the kubelet never do.
 """
 
 import asyncio
@@ -20,8 +21,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from byoc_agents import __version__
 from byoc_agents.app import http_server
 from byoc_agents.app.daemon import Daemon
-from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits
+from byoc_agents.app.http_server import (
+    CHALLENGE,
+    SERVER_HEADER,
+    Listen,
+    PortLimits,
+    has_bearer_token,
+)
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import ConfigError
 
 LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, the kubelet and people need a few
@@ -30,8 +38,12 @@ LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, the kubelet and peopl
 class Pages:
     """The four pages."""
 
-    def __init__(self, daemons: Sequence[Daemon], metrics: Metrics) -> None:
+    def __init__(
+        self, daemons: Sequence[Daemon], metrics: Metrics, token: ReloadableSecret | None = None
+    ) -> None:
+        """`token` is required for /metrics; None or an empty one = /metrics is open."""
         self._daemons = daemons
+        self._token = token
         self._metrics = metrics
         self._pages = {
             "/metrics": self.metrics,
@@ -49,13 +61,16 @@ class Pages:
             response = Response(status=405, text="405: expected GET", headers={"Allow": "GET"})
         else:
             response = await page(request)
-        if page is None or request.can_read_body or response.status in {403, 405}:
+        if page is None or request.can_read_body or response.status in {401, 403, 405}:
             response.force_close()
         response.headers.update(SERVER_HEADER)
         return response
 
-    async def metrics(self, _: BaseRequest) -> Response:
+    async def metrics(self, request: BaseRequest) -> Response:
         """Return all metrics in Prometheus's text format."""
+        tokens = self._token.values() if self._token else ()
+        if tokens and not has_bearer_token(request.headers.get("Authorization", ""), tokens):
+            return Response(status=401, text="401: expected the token\n", headers=CHALLENGE)
         for daemon in self._daemons:
             daemon.observe()
         body = generate_latest(self._metrics.registry)
@@ -85,10 +100,13 @@ class Pages:
 
 @asynccontextmanager
 async def serve(
-    daemons: Sequence[Daemon], metrics: Metrics, listen: tuple[str, int]
+    daemons: Sequence[Daemon],
+    metrics: Metrics,
+    listen: tuple[str, int],
+    token: ReloadableSecret | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve the pages and yield the bound address. Raises ConfigError if it cannot be bound."""
-    pages = Pages(daemons, metrics)
+    pages = Pages(daemons, metrics, token)
     async with AsyncExitStack() as stack:
         try:
             serving = http_server.serve(pages.handle, Listen(*listen), LIMITS)

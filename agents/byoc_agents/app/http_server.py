@@ -13,11 +13,12 @@ are used are imported instead.
 """
 
 import asyncio
+import hmac
 import math
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -46,9 +47,21 @@ LINGER_SECONDS = 1.0  # for the rest of a body after its request was answered
 LINGER_BYTES = 256 * 1024  # of that rest from an unauthenticated client, which is then cut off
 REPORT_SECONDS = 1.0  # between two log lines about closed connections
 STOP_SECONDS = 5.0  # for the requests in progress at a stop
+CHALLENGE = {"WWW-Authenticate": "Bearer"}  # which RFC 9110 requires of a 401
 SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of libraries
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
+
+
+def has_bearer_token(header: str, tokens: Sequence[str]) -> bool:
+    """Return whether an Authorization header has one of the tokens; compared in constant time.
+
+    Several tokens are valid during a rotation. Without tokens, no header has one.
+    """
+    scheme, _, given = header.partition(" ")
+    presented = given.strip().encode("utf-8", "surrogateescape")
+    matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
+    return scheme.lower() == "bearer" and any(matches)
 
 
 class Listen(msgspec.Struct, frozen=True):

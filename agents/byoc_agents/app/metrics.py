@@ -130,6 +130,17 @@ class Metrics:
             "Alerts that Alertmanager left out of its notifications (max_alerts)",
             daemon,
         )
+        self.alerts_budget_bytes = gauge(
+            "byoc_alerts_budget_bytes", "Bytes of alerts that may be stored per UTC day"
+        )
+        self.alerts_budget_used_bytes = gauge(
+            "byoc_alerts_budget_used_bytes", "Bytes of alerts that were stored on this UTC day"
+        )
+        self.alerts_budget_refusals = counter(
+            "byoc_alerts_budget_refusals_total",
+            "Notifications refused because the day's bytes are used up",
+            daemon,
+        )
         self.log_lost = counter(
             "byoc_log_lost_lines_total", "Log lines that could not be written", daemon
         )

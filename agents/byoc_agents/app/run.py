@@ -37,6 +37,7 @@ from byoc_agents.app.hardening import (
     restrict_process,
 )
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import (
     CoreSettings,
@@ -60,6 +61,7 @@ from byoc_agents.errors import (
     SpoolUnusableError,
 )
 
+SECRET_SECONDS = 1.0  # between two checks of the file of a secret
 TLS_BUFFER_BYTES = 32 * 1024  # of each TLS connection, in or out; asyncio takes 256 KiB
 
 # Variable prefixes per daemon, to distinguish typos from other daemons' settings.
@@ -198,10 +200,13 @@ def configure(
 async def run(configuration: Configuration) -> int:
     """Run until SIGTERM, SIGINT or SIGHUP. Return the exit code. Raises ConfigError."""
     core, stop = configuration.core, asyncio.Event()
+    token = ReloadableSecret(
+        core.metrics_token, core.metrics_token_file, check_seconds=SECRET_SECONDS
+    )
     with _stopping(stop), _translate_state_errors():
         async with (
             _build_daemons(configuration) as (daemons, metrics, confine),
-            serve(daemons, metrics, core.listen),
+            serve(daemons, metrics, core.listen, token),
         ):
             for daemon in daemons:  # not in `drain`, which needs no address
                 await daemon.check()

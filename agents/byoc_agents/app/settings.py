@@ -33,6 +33,7 @@ YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "se
 YAML_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 # Python's own texts of int() and float(), which only repeat the value.
 NUMBER_ERRORS = ("invalid literal for int()", "could not convert string to float")
+MAX_TOKEN_CHARACTERS = 900  # with "Bearer " it fits in MAX_FIELD_BYTES of app/http_server.py
 MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
@@ -342,6 +343,13 @@ def host_and_port(text: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def bearer_tokens(text: str) -> str:
+    """Return the tokens of clients, one per line during a rotation, if each fits in a header."""
+    if any(len(token) > MAX_TOKEN_CHARACTERS for token in text.split()):
+        raise ValueError("too long")
+    return text
+
+
 def host_names(text: str) -> frozenset[str]:
     """Return the names of `sqs.eu-west-1.amazonaws.com, api.example.com`, in lower case."""
     names = frozenset(name.strip().lower().rstrip(".") for name in text.split(","))
@@ -382,6 +390,18 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, int],
         Setting("BYOC_LISTEN", "host:port; port 0 selects a free port", parse=host_and_port),
     ] = ("127.0.0.1", 9464)
+    metrics_token: Annotated[
+        str,
+        Setting(
+            "BYOC_METRICS_TOKEN",
+            "the bearer token that /metrics requires, at most 900 characters; not set: none",
+            secret=True,
+            parse=bearer_tokens,
+        ),
+    ] = ""
+    metrics_token_file: Annotated[
+        str, Setting("BYOC_METRICS_TOKEN_FILE", "a file with that token, reloaded when it changes")
+    ] = ""
     spool_max_bytes: Annotated[
         int, Setting("BYOC_SPOOL_MAX_BYTES", "a number of bytes, e.g. 256Mi", parse=size)
     ] = 256 * 1024**2

@@ -155,13 +155,15 @@ def births_agree(before: Reading, now: Reading) -> bool:
 
 
 def keep_birth_time(before: Reading, now: Reading) -> Reading:
-    """Return `now` with the first known birth, so that the incarnation in records is constant."""
+    """Return `now` with the first known birth and name, so that records have one incarnation."""
     named = before.named_born_boot_ns
     if births_agree(before, now):
         born_boot_ns = before.born_boot_ns or now.born_boot_ns
     else:  # ClickHouse's, after a sleep of its machine that our clock does not show
         born_boot_ns, named = now.born_boot_ns, named or before.born_boot_ns
-    return replace(now, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
+    return replace(
+        now, born_boot_ns=born_boot_ns, named_born_boot_ns=named, run_name=before.run_name
+    )
 
 
 def born_ms(reading: Reading, sample: Sample, timeline_ms: int) -> int | None:

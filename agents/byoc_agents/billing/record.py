@@ -260,6 +260,8 @@ def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:
 
 def name_incarnation(reading: Reading) -> str:
     """Return the `incarnation` of a record: the name of one run of a counter."""
+    if reading.run_name:
+        return f"{reading.source}:{reading.run_name}"
     born_ns = reading.named_born_boot_ns or reading.born_boot_ns or 0
     birth = f"@{born_ns // 10**9}s" if reading.source == "clickhouse" else ""
     return f"{reading.source}:{reading.incarnation}{birth}"

@@ -99,38 +99,57 @@ capabilities: {drop: [ALL]}
 {{- if eq .role.place "pod" -}}{{- .root.Values.sidecars.spool.volumeName | default "byoc-spool" -}}{{- else -}}byoc-spool{{- end -}}
 {{- end -}}
 
+{{/*
+The mode of the files of Secrets and tokens: dict root, role. 288 is 0440, of root and the pod's fsGroup,
+of which the kubelet makes every container of the pod a member. Without an fsGroup the group is root, so
+288 is only for pods whose fsGroup this chart sets. OpenShift's depends on the SCC that admits the pod,
+and that of a printed pod on the chart or operator that owns it: those have 292, which is 0444. The
+kubelet gives a token 0600 and then the fsGroup's 0440 where there is one, whatever the mode here.
+*/}}
+{{- define "byoc-agents.secretMode" -}}
+{{- $ours := or (ne .role.place "pod") (has .root.Values.clickhouse.owner (list "chart" "altinity")) -}}
+{{- and $ours (not .root.Values.openshift) | ternary 288 292 -}}
+{{- end -}}
+
 {{/* The volumes of a role except its spool. Only the daemons' containers mount them. */}}
 {{- define "byoc-agents.volumes" -}}
 {{- $v := .root.Values -}}
 {{- $daemons := .role.daemons -}}
 {{- $aws := include "byoc-agents.callsAws" .role -}}
+{{- $mode := include "byoc-agents.secretMode" . -}}
 {{- if has "alert-forwarder" $daemons }}
 - name: byoc-alerts
-  secret: {secretName: {{ $v.alertForwarder.secretName }}, defaultMode: 292}
+  secret: {secretName: {{ $v.alertForwarder.secretName }}, defaultMode: {{ $mode }}}
 {{- with $v.alertForwarder.tlsSecretName }}
 - name: byoc-alerts-tls
-  secret: {secretName: {{ . }}, defaultMode: 292}
+  secret: {secretName: {{ . }}, defaultMode: {{ $mode }}}
 {{- end }}
 {{- end }}
 {{- if and $aws $v.clickhouse.passwordSecret.name }}
 - name: byoc-clickhouse
   secret:
     secretName: {{ $v.clickhouse.passwordSecret.name }}
-    defaultMode: 292
+    defaultMode: {{ $mode }}
     items: [{key: {{ $v.clickhouse.passwordSecret.key }}, path: password}]
 {{- end }}
 {{- if and $aws (eq $v.aws.identity "secret") }}
 - name: byoc-aws
   secret:
     secretName: {{ $v.aws.secretName }}
-    defaultMode: 292
+    defaultMode: {{ $mode }}
     items: [{key: credentials, path: credentials}]
 {{- end }}
 {{- if and $aws (eq $v.aws.identity "irsa") }}
 - name: byoc-token
   projected:
-    defaultMode: 292
+    defaultMode: {{ $mode }}
     sources: [{serviceAccountToken: {audience: byoc-agents, expirationSeconds: 3600, path: token}}]
+{{- end }}
+{{- with $v.monitoring.tokenSecret }}
+{{- if .name }}
+- name: byoc-metrics
+  secret: {secretName: {{ .name }}, defaultMode: {{ $mode }}, items: [{key: {{ .key }}, path: token}]}
+{{- end }}
 {{- end }}
 {{- if $v.caConfigMap }}
 - name: byoc-ca

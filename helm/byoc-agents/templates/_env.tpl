@@ -11,6 +11,7 @@
   "BYOC_SHUTDOWN_GRACE_SECONDS" $v.sidecars.shutdownGraceSeconds
 -}}
 {{- if $v.httpsProxy -}}{{- $_ := set $env "BYOC_HTTPS_PROXY" $v.httpsProxy -}}{{- end -}}
+{{- if $v.monitoring.tokenSecret.name -}}{{- $_ := set $env "BYOC_METRICS_TOKEN_FILE" "/etc/byoc-agents/metrics/token" -}}{{- end -}}
 {{- if $v.caConfigMap -}}{{- $_ := set $env "BYOC_CA_FILE" "/etc/byoc-agents/ca/ca.crt" -}}{{- end -}}
 {{- if $v.allowInsecureEndpoints -}}{{- $_ := set $env "BYOC_ALLOW_INSECURE_ENDPOINTS" "true" -}}{{- end -}}
 {{- if include "byoc-agents.callsAws" $role -}}{{- $env = merge $env (include "byoc-agents.envAws" .root | fromJson) -}}{{- end -}}

@@ -33,6 +33,7 @@ TO_PORTS = many(thing("ports", ports=many(PORT), rules=thing(dns=many(thing(matc
 SELECTOR = thing("matchLabels", matchLabels=LABELS)
 MATCHER = thing("name value", name=TEXT, value=TEXT, matchType={"enum": ["=", "!=", "=~", "!~"]})
 KEY = thing("name key", name=TEXT, key=TEXT)
+AUTHORIZATION = thing("type credentials", type={"const": "Bearer"}, credentials=KEY)
 ROUTE: dict[str, Any] = thing(
     "receiver",
     receiver=TEXT,
@@ -50,7 +51,7 @@ WEBHOOK = thing(
     maxAlerts={"const": 0},
     httpConfig=thing(
         "authorization",
-        authorization=thing("type credentials", type={"const": "Bearer"}, credentials=KEY),
+        authorization=AUTHORIZATION,
         tlsConfig=thing("ca", ca=thing(secret=KEY)),
     ),
 )
@@ -68,7 +69,9 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
     ("monitoring.coreos.com/v1", "PodMonitor"): thing(
         "selector podMetricsEndpoints",
         selector=SELECTOR,
-        podMetricsEndpoints=many(thing("port", port=TEXT, path=TEXT, interval=SECONDS)),
+        podMetricsEndpoints=many(
+            thing("port", port=TEXT, path=TEXT, interval=SECONDS, authorization=AUTHORIZATION)
+        ),
     ),
     ("monitoring.coreos.com/v1", "PrometheusRule"): thing(
         "groups", groups=many(thing("name rules", name=TEXT, rules=many(RULE)))

@@ -36,6 +36,7 @@ class Sandbox:
     ) -> Iterator[Container]:
         """Run a container of the pod, with `command` instead of its arguments if one is given."""
         asked = (*self._shared(), *security(spec), *limits(spec), *self._mounts(spec), *options)
+        asked += (f"--group-add={self.pod.spec['securityContext']['fsGroup']}",)
         asked += tuple(f"--env={name}={value}" for name, value in environment(spec).items())
         arguments = command or tuple(spec.get("args", ()))
         with self.engine.run(image, *arguments, options=asked) as container:
@@ -89,14 +90,20 @@ class Sandbox:
 
 @contextmanager
 def sandbox(engine: Engine, pod: Pod, directory: Path, files: Files) -> Iterator[Sandbox]:
-    """Make a pod's namespaces and volumes, as the kubelet does for its fsGroup."""
+    """Make a pod's namespaces and volumes, as the kubelet does for its fsGroup.
+
+    It gives the files of a Secret the volume's mode and the group fsGroup, of which every container
+    of the pod is a member.
+    """
     group = pod.spec["securityContext"]["fsGroup"]
+    volumes = {one["name"]: one for one in pod.spec["volumes"]}
     for name in {mount["name"] for one in _containers(pod) for mount in one["volumeMounts"]}:
         place = directory / name
         place.mkdir()
         for file, content in files.get(name, {}).items():
             (place / file).write_text(content)
-            (place / file).chmod(0o444)
+            os.chown(place / file, 0, group)
+            (place / file).chmod(volumes[name]["secret"]["defaultMode"])
         os.chown(place, 0, group)
         place.chmod(0o2777)
     with engine.run(BASE, "sleep", "3600", options=("--network=none",)) as pause:

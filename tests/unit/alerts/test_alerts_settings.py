@@ -45,6 +45,8 @@ def test_no_secret_is_shown() -> None:
         ({"BYOC_ALERTS_REMINDER_SECONDS": "5"}, "must be 60 to 604800"),
         ({"BYOC_ALERTS_REOPEN_SECONDS": "0"}, "must be 1 to 86400"),
         ({"BYOC_ALERTS_MAX_BATCH": "0"}, "must be 1 to 500"),
+        ({"BYOC_ALERTS_DAILY_BYTES": "8191Ki"}, "BYOC_ALERTS_DAILY_BYTES: invalid value '8191Ki'"),
+        ({"BYOC_ALERTS_DAILY_BYTES": "x"}, "not a positive number of bytes"),
         ({"BYOC_ALERTS_TIMEOUT_SECONDS": "0"}, "must be 0.1 to 300"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from byoc_agents.alerts.budget import BudgetSpentError
 from byoc_agents.alerts.payload import NotAWebhookError
 from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
@@ -30,6 +31,7 @@ async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None
     [
         (SpoolFullError("12 bytes are over 10"), 503),
         (SpoolUnavailableError("/secret/path: read-only"), 503),
+        (BudgetSpentError("the bytes of the day are used up"), 503),
         (NotAWebhookError("x"), 400),
     ],
 )

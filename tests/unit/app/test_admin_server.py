@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 from byoc_agents.app.admin_server import LIMITS, Pages, serve
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import ConfigError
@@ -36,13 +38,19 @@ class Harness:
     url: str
     client: ClientSession
 
-    async def get(self, path: str) -> tuple[int, str]:
-        async with self.client.get(self.url + path) as response:
+    async def get(self, path: str, **headers: str) -> tuple[int, str]:
+        async with self.client.get(self.url + path, headers=headers) as response:
             return response.status, await response.text()
 
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with serving(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, token: ReloadableSecret | None = None) -> AsyncIterator[Harness]:
     clock, metrics = FakeClock(), Metrics()
     async with Spool(tmp_path / "daemon", max_bytes=1 << 20, clock=clock) as spool:
         parts: dict[str, Any] = {"clock": clock, "metrics": metrics, "spool": spool}
@@ -50,7 +58,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
         daemon = Daemon("daemon", source=Idle(), shipper=shipper, **parts)
         metrics.create_series("daemon")
         async with (
-            serve([daemon], metrics, ("127.0.0.1", 0)) as (host, port),
+            serve([daemon], metrics, ("127.0.0.1", 0), token) as (host, port),
             ClientSession() as client,
         ):
             yield Harness(spool, f"http://{host}:{port}", client)
@@ -140,6 +148,54 @@ async def test_only_reading_is_allowed(harness: Harness) -> None:
 async def test_status_is_shown_on_this_machine_only(peer: str, status: int) -> None:
     request = make_mocked_request("GET", "/status").clone(remote=peer)
     assert (await Pages([], Metrics()).handle(request)).status == status
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Bearer right", 200),
+        ("bearer new", 200),
+        ("Bearer righ", 401),
+        ("Bearer rightnew", 401),
+        ("Bearer ", 401),
+        ("Basic right", 401),
+        ("", 401),
+    ],
+)
+async def test_metrics_require_the_token_if_one_is_set(
+    header: str, status: int, tmp_path: Path
+) -> None:
+    async with serving(tmp_path, ReloadableSecret("right\nnew\n")) as harness:
+        given = {"Authorization": header}
+        async with harness.client.get(harness.url + "/metrics", headers=given) as response:
+            text = await response.text()
+            assert response.status == status
+            assert ("byoc_spool_events" in text) == (status == 200)
+            assert ("Connection" in response.headers) == (status == 401)  # it is closed
+            assert response.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
+        assert "right" not in text
+
+
+async def test_the_kubelets_pages_and_status_need_no_token(tmp_path: Path) -> None:
+    async with serving(tmp_path, ReloadableSecret("right")) as harness:
+        for path in ("/healthz", "/readyz", "/status"):
+            assert (await harness.get(path))[0] == 200
+
+
+async def test_without_a_token_metrics_are_open(tmp_path: Path) -> None:
+    for number, token in enumerate((None, ReloadableSecret(""))):
+        async with serving(tmp_path / str(number), token) as harness:
+            assert (await harness.get("/metrics"))[0] == 200
+
+
+async def test_a_rotated_token_of_the_metrics_is_used_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    async with serving(tmp_path, ReloadableSecret("first", str(file))) as harness:
+        assert (await harness.get("/metrics", Authorization="Bearer first"))[0] == 200
+        file.write_text("second, longer\n")
+        assert (await harness.get("/metrics", Authorization="Bearer first"))[0] == 401
+        assert (await harness.get("/metrics", Authorization="Bearer longer"))[0] == 200
 
 
 async def test_the_oldest_of_too_many_connections_is_closed(harness: Harness) -> None:

@@ -285,4 +285,5 @@ def test_any_text_is_a_value_or_a_mistake_that_names_the_variable(variable: str,
         load([CoreSettings, Own], MINIMUM | {"BYOC_X_TOKEN": "t", variable: text}, {})
     except ConfigError as error:
         found = error.mistakes or ("nothing said",)
-    assert [mistake for mistake in found if not mistake.startswith(variable)] == []
+    named = variable.removesuffix("_FILE")  # a mistake in the file of a secret names the secret
+    assert [mistake for mistake in found if not mistake.startswith(named)] == []

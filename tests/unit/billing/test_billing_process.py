@@ -10,6 +10,7 @@ from typing import cast
 import psutil
 import pytest
 
+from byoc_agents.billing.record import name_incarnation
 from byoc_agents.billing.sources.process_tree import (
     ProcessSource,
     ProcessUse,
@@ -159,6 +160,8 @@ async def test_a_reading_says_what_it_is(parent: Parent) -> None:
     start_ticks = ProcFs().process(parent.process.pid).start_ticks
     assert reading.source == "process"
     assert reading.incarnation == f"8cf25f06-{parent.process.pid}-{start_ticks}"
+    assert name_incarnation(reading) == f"process:{reading.run_name}"
+    assert str(start_ticks) not in reading.run_name
     assert not reading.resets_to_zero
     assert (reading.cpu_limit_millicores, reading.memory_limit_bytes) == (None, None)
     assert reading.born_boot_ns is not None

@@ -14,7 +14,12 @@ from decimal import Decimal, InvalidOperation
 import msgspec
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.billing.sources.reading import Reading, SourceName, TargetUnreadableError
+from byoc_agents.billing.sources.reading import (
+    Reading,
+    SourceName,
+    TargetUnreadableError,
+    name_run,
+)
 from byoc_agents.clickhouse import (
     ClickHouse,
     ClickHouseAuthError,
@@ -266,6 +271,7 @@ def reading_of(
     if response and response.known:
         name = f"{response.server_uuid} {response.host_name}"
         server = f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    born_boot_ns = now_ns - int(figures[UPTIME] * 1_000_000_000)
     cpus = figures.get(MACHINE_CPUS, Decimal(0))
     memory = next((figures[name] for name in MEMORY if name in figures), Decimal(0))
     cores, limit = figures.get(CPU_LIMIT, Decimal(0)), figures.get(MEMORY_LIMIT, Decimal(0))
@@ -275,13 +281,14 @@ def reading_of(
         container_id="",
         cpu_usec=max(0, int(figures[CPU])),
         memory_bytes=max(0, int(memory)),
-        born_boot_ns=now_ns - int(figures[UPTIME] * 1_000_000_000),
+        born_boot_ns=born_boot_ns,
         cpu_limit_millicores=round(cores * 1000) if cores > 0 else None,
         # 0 means the whole machine for ClickHouse; a huge number means no limit for the kernel
         memory_limit_bytes=int(limit) if 0 < limit < _NO_LIMIT_BYTES else None,
         cpu_limit_source="clickhouse" if cores > 0 else None,
         memory_limit_source="clickhouse" if 0 < limit < _NO_LIMIT_BYTES else None,
         machine_cpus=int(cpus) if cpus >= 1 else None,
+        run_name=name_run(boot_id, server, born_boot_ns // 10**9),
     )
 
 

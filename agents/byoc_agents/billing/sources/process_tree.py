@@ -29,6 +29,7 @@ from byoc_agents.billing.sources.reading import (
     SourceName,
     TargetAbsentError,
     TargetUnreadableError,
+    name_run,
 )
 
 
@@ -59,6 +60,8 @@ class ProcessSource:
         self._root: ProcessIdentity | None = None
         self._tree: _Tree = {}
         self._carried_usec = 0
+        self._named: ProcessIdentity | None = None  # whose name `_name` is
+        self._name = ""
 
     async def read(self) -> Reading:
         """Return the counters of the tree. Raises TargetAbsentError or TargetUnreadableError."""
@@ -96,7 +99,14 @@ class ProcessSource:
             born_boot_ns=root.born_boot_ns,
             resets_to_zero=False,
             machine_cpus=self._proc.cpus(),
+            run_name=self._run_name(root),
         )
+
+    def _run_name(self, root: ProcessIdentity) -> str:
+        if self._named != root:
+            self._name = name_run(self._boot_id, root.pid, root.start_ticks)
+            self._named = root
+        return self._name
 
 
 def lost_usec(before: _Tree, now: _Tree) -> int:

@@ -4,6 +4,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from byoc_agents.app.keyed_ids import keyed_id
+
 SourceName = Literal["cgroup.v2", "cgroup.v1", "clickhouse", "process"]
 # The source of a limit. `unknown`: the container certainly has no limit of its own, but a cgroup
 # above it has one (pod-level resources). The downward API then returns the node's size: not used.
@@ -41,6 +43,19 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_source: LimitSource | None = None
     machine_cpus: int | None = None  # of the target's machine; None = as the daemon's machine
     named_born_boot_ns: int | None = None  # set by the meter: the birth in the records' incarnation
+    # The incarnation in records, see `name_run`; "" = made of `incarnation`. A checkpoint of an
+    # earlier version has none: its counter keeps the name that it had, until its end.
+    run_name: str = ""
+
+
+def name_run(boot_id: str, *parts: object) -> str:
+    """Return a name for one run of a counter that shows none of `parts`, "" without a boot id.
+
+    The parts, such as a start on the boot clock, would show when the node booted, and so which pods
+    share a node. They could be guessed. `boot_id` is the keyed form of the node's boot id, of which
+    records show nothing, and so is a secret.
+    """
+    return keyed_id(boot_id, "run", *map(str, parts))
 
 
 class TargetAbsentError(Exception):
