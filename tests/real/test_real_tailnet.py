@@ -679,6 +679,35 @@ def last_message(lab: Environment) -> dict[str, Any]:
     return dict(found[-1]) if found else {}
 
 
+def test_the_coordination_server_may_ask_for_more_but_not_for_serial_numbers(
+    lab: Environment, relayed: str
+) -> None:
+    """It may read the preferences, whose private keys are zeros there, and the network map."""
+    assert relayed
+    host = HOSTS["clickhouse"]
+    posture = answer_to(lab, f"question/{host}/posture/identity")
+    assert json.loads(posture) == {"PostureDisabled": True}
+    preferences = json.loads(answer_to(lab, f"question/{host}/debug/prefs"))
+    assert preferences["Hostname"] == host
+    keys = re.findall(r'"(?:privkey|nlpriv):(\w+)"', json.dumps(preferences))
+    assert {digit for key in keys for digit in key} == {"0"}
+    assert environment.ENGINEER_TAG in answer_to(lab, f"question/{host}/debug/netmap")
+
+
+def answer_to(lab: Environment, question: str) -> str:
+    """Let the coordination server ask the pod; return the body of the answer."""
+
+    def answers() -> list[dict[str, Any]]:
+        return [one for one in lab.requests_of_pods() if one["Path"].startswith("/c2n/")]
+
+    before = len(answers())
+    lab.order(question)
+    lab.running["pod"].wait_for(lambda: len(answers()) > before, question)
+    head, _, body = answers()[-1]["Body"].partition("\r\n\r\n")
+    assert " 200 " in head.partition("\r\n")[0], head
+    return str(body)
+
+
 def test_the_page_has_every_name_and_no_other() -> None:
     section = PAGE.read_text().partition("## What the tailnet learns")[2].partition("\n## ")[0]
     table = section.partition("| request or object")[2].partition("\n\n")[0]

@@ -61,7 +61,8 @@ type control struct {
 	removed   map[key.NodePublic]bool
 	ephemeral map[key.NodePublic]bool
 	streams   map[tailcfg.NodeID]int
-	timers    map[tailcfg.NodeID]*time.Timer // of ephemeral nodes without a connection
+	timers    map[tailcfg.NodeID]*time.Timer          // of ephemeral nodes without a connection
+	questions map[tailcfg.NodeID]*tailcfg.PingRequest // to ask with the next network map
 	records   int
 }
 
@@ -96,6 +97,7 @@ func main() {
 		ephemeral: map[key.NodePublic]bool{},
 		streams:   map[tailcfg.NodeID]int{},
 		timers:    map[tailcfg.NodeID]*time.Timer{},
+		questions: map[tailcfg.NodeID]*tailcfg.PingRequest{},
 	}
 	server.AltMapStream = c.serveMap
 	go func() { log.Fatal(http.ListenAndServe(*admin, c.orders())) }()
@@ -132,6 +134,9 @@ func (c *control) encryptedRequests() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /machine/register", c.register)
 	mux.Handle("POST /machine/map", c.server)
+	mux.HandleFunc("POST /c2n/{number}", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+	})
 	return mux
 }
 
@@ -235,8 +240,25 @@ func (c *control) orders() http.Handler {
 		c.server.UpdateNode(node)
 	}))
 	mux.HandleFunc("POST /remove/{name}", c.withNode(func(node *tailcfg.Node) { c.remove(node.Key) }))
+	mux.HandleFunc("POST /question/{name}/{path...}", func(w http.ResponseWriter, r *http.Request) {
+		c.withNode(func(node *tailcfg.Node) { c.question(node, r.PathValue("path")) })(w, r)
+	})
 	mux.HandleFunc("GET /nodes", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.list()) })
 	return mux
+}
+
+// question asks a node for one of the pages that the program has for its coordination server. The
+// answer is in the record, as the body of POST /c2n/NUMBER.
+func (c *control) question(node *tailcfg.Node, path string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.questions[node.ID] = &tailcfg.PingRequest{
+		// The address of the encrypted connection, which the node then uses again.
+		// A node answers each URL once.
+		URL:     fmt.Sprintf("%s/c2n/%d", strings.Replace(c.server.ExplicitBaseURL, "http", "https", 1), c.records),
+		Types:   "c2n",
+		Payload: fmt.Appendf(nil, "GET /%s HTTP/1.1\r\nHost: unused\r\n\r\n", path),
+	}
 }
 
 // listed is a node for the test.
@@ -389,6 +411,10 @@ func (c *control) networkMap(node *tailcfg.Node, sent map[tailcfg.NodeID]bool) *
 		CollectServices: opt.NewBool(false), DNSConfig: &tailcfg.DNSConfig{},
 		UserProfiles: []tailcfg.UserProfile{{ID: node.User, LoginName: "tagged-devices"}},
 	}
+	c.mu.Lock()
+	res.PingRequest = c.questions[node.ID]
+	delete(c.questions, node.ID)
+	c.mu.Unlock()
 	filter := []tailcfg.FilterRule{}
 	for _, peer := range c.nodes() {
 		in, out := []uint16{}, false
