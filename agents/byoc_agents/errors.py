@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import ClassVar, Literal
 
 SpoolErrorReason = Literal["full", "unavailable", "corrupt", "stale"]
+EnvelopeReason = Literal["too_large", "not_an_envelope", "wrong_type", "too_few_signatures"]
 
 # In a text with URLs: the user and password of a URL, and its query and fragment.
 USER_OF_URL = re.compile(r"(://)[^\s,]*@")
@@ -39,6 +40,15 @@ class ConfigError(ByocError):
     def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(map(hide_url_secrets, mistakes))
         super().__init__("; ".join(self.mistakes))
+
+
+class EnvelopeError(ByocError):
+    """The envelope cannot be trusted: `reason`, and a detail without any of its text."""
+
+    def __init__(self, reason: EnvelopeReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
 
 
 class SpoolError(ByocError):

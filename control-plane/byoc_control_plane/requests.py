@@ -22,10 +22,10 @@ from byoc_agents.access.documents import (
     Withdrawal,
     parse_document,
 )
-from byoc_agents.access.envelope import MAX_ENVELOPE_BYTES, Envelope
 from byoc_agents.access.errors import DocumentError
 from byoc_agents.access.requests import MAX_ENVELOPES, MAX_RESPONSE_BYTES
 from byoc_agents.app.files import read_within
+from byoc_agents.envelope import MAX_ENVELOPE_BYTES, Envelope
 
 REQUESTS_PATH = "/v1/access/requests"
 SUFFIX = ".dsse.json"

@@ -44,7 +44,7 @@ from cryptography.hazmat.primitives.serialization import (
 from byoc_agents import access_commands
 from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.documents import REQUEST, AccessRequest, utc_text
-from byoc_agents.access.envelope import Envelope, encode_for_signing, sign
+from byoc_agents.envelope import Envelope, encode_for_signing, sign
 from lab.demo import access_route
 from lab.demo.access_route import Route
 from lab.demo.access_server import REFUSED

@@ -1,8 +1,9 @@
 """What an engineer runs: TLS with a client certificate. One JSON object per line on the output.
 
-`ask` sends one line and prints the answer, or the error. `hold` sends a line every 100 ms until its
-input ends or the connection does. `dial` only connects. With `--user`, the line is a query over the
-native protocol of ClickHouse, by clickhouse-driver.
+`ask` sends one line and prints the answer, or the error. `hold` sends a line every 100 ms, or every
+`--interval` seconds, until its input ends or the connection does. `dial` only connects. `download`
+asks over HTTP for blocks of `/zeros` until it has `--bytes`, and prints the seconds. With `--user`,
+the line is a query over the native protocol of ClickHouse, by clickhouse-driver.
 """
 
 import argparse
@@ -15,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-INTERVAL_SECONDS = 0.1
+BLOCK_BYTES = 4 * 1024 * 1024
 
 
 def main() -> None:
-    """Do one of the three."""
+    """Do one of the four."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("do", choices=("ask", "hold", "dial"))
+    parser.add_argument("do", choices=("ask", "hold", "dial", "download"))
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     parser.add_argument("--name", default="")
@@ -30,6 +31,8 @@ def main() -> None:
     parser.add_argument("--send", default="hello\n")
     parser.add_argument("--user", default="")
     parser.add_argument("--timeout", type=float, default=5.0)
+    parser.add_argument("--interval", type=float, default=0.1)
+    parser.add_argument("--bytes", type=int, default=0)
     asked = parser.parse_args()
     try:
         _do(asked)
@@ -43,11 +46,37 @@ def _do(asked: argparse.Namespace) -> None:
         with socket.create_connection((asked.address, asked.port), asked.timeout):
             _print(at=time.monotonic(), connected=True)
         return
+    if asked.do == "download":
+        began = time.monotonic()
+        received = _download(asked)
+        _print(at=time.monotonic(), received_bytes=received, seconds=time.monotonic() - began)
+        return
     with (_native if asked.user else _lines)(asked) as exchange:
         _print_answer(exchange, asked.send)
         if asked.do == "hold":
-            while not select.select([sys.stdin], [], [], INTERVAL_SECONDS)[0]:
+            while not select.select([sys.stdin], [], [], asked.interval)[0]:
                 _print_answer(exchange, asked.send)
+
+
+def _download(asked: argparse.Namespace) -> int:
+    """Return how many bytes the bodies had."""
+    received = 0
+    with (
+        socket.create_connection((asked.address, asked.port), asked.timeout) as plain,
+        _context(asked).wrap_socket(plain, server_hostname=asked.name or None) as tls,
+        tls.makefile("rb") as stream,
+    ):
+        while received < asked.bytes:
+            tls.sendall(f"GET /zeros?bytes={BLOCK_BYTES} HTTP/1.1\r\n\r\n".encode())
+            while line := stream.readline().strip():  # the head
+                if line.lower().startswith(b"content-length:"):
+                    left = int(line.partition(b":")[2])
+            while left:
+                if not (part := stream.read1(left)):
+                    raise EOFError("closed by the peer")
+                left -= len(part)
+                received += len(part)
+    return received
 
 
 Exchange = Callable[[str], str]  # returns the answer. Raises OSError and EOFError

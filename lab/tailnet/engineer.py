@@ -71,6 +71,14 @@ class Engineer:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
+    def download(self, address: str, port: int, size_bytes: int, **options: Any) -> float:
+        """Receive this many bytes of `listener`; return the seconds. Raises PartError."""
+        command = self._client("download", address, port, **options, bytes=size_bytes)
+        found = json.loads(self._run(command).stdout)
+        if found.get("received_bytes", 0) < size_bytes:
+            raise PartError(str(found))
+        return float(found["seconds"])
+
     def dial(self, address: str, port: int, seconds: float = 3) -> str:
         """Connect only; return "open" or the error."""
         done = self._run(self._client("dial", address, port, timeout=seconds))
@@ -79,7 +87,7 @@ class Engineer:
 
     @contextmanager
     def hold(self, address: str, port: int, **options: Any) -> Iterator[Held]:
-        """Keep a connection open, with a line every 100 ms; the first answer has come."""
+        """Keep a connection open, with a line every `interval`; the first answer has come."""
         command = self._client("hold", address, port, **{"timeout": 20.0} | options)
         process = subprocess.Popen(
             [*self.before, *command],
@@ -107,6 +115,7 @@ class Engineer:
             "certificate": str(self.directory / f"{certificate}.pem") if certificate else "",
             "timeout": str(options.get("timeout", 8.0)),
         }
-        given |= {name: options[name] for name in ("send", "user") if name in options}
+        more = ("send", "user", "interval", "bytes")
+        given |= {name: options[name] for name in more if name in options}
         flags = [f"--{name}={value}" for name, value in given.items()]
         return [sys.executable, "-m", "lab.tailnet.client", do, address, str(port), *flags]

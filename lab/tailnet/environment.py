@@ -34,11 +34,13 @@ from lab.tailnet.policies import (
     PROMETHEUS,
     PROXY,
     PROXY_SERVICE,
+    PUBLIC,
     SERVERS,
 )
 
 CONTROL, RELAY = "203.0.113.10", "203.0.113.20"  # RFC 5737, as all public addresses here
 ADMIN_PORT = 9912
+ABSENCE_SECONDS = 6.0  # after which the coordination server removes an ephemeral node
 ENGINEER, STRANGER = "198.51.100.10", "192.0.2.10"
 ROUTER = f"{PREFIX}tn-router"
 WIRES = {  # the namespaces, and their addresses
@@ -55,6 +57,7 @@ HOSTS = {name: f"{name}-{SERVICE}" for name in ("clickhouse", "metrics", "kubern
 ENDPOINT_TAG, ENGINEER_TAG = "tag:byoc-endpoint", "tag:vendor-oncall"
 RULES = [{"From": ENGINEER_TAG, "To": ENDPOINT_TAG, "Ports": [9441, 8444, 9443, 6443]}]
 CLUSTER_NAME = "kubernetes.default.svc.cluster.local"
+PEM_END = "-----END CERTIFICATE-----"
 READY_SECONDS = 60.0  # a busy machine; each wait ends as soon as it may
 UID = 65532
 # A pod has its own /etc, a read-only root and a small /tmp; the programs come from /opt.
@@ -174,6 +177,15 @@ class Environment:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
+    def peak_memory_bytes(self) -> int:
+        """Return the largest resident size that the pod's tailscaled has had."""
+        for pid in run("ip", "netns", "pids", f"{PREFIX}tn-pod").split():
+            status = Path(f"/proc/{pid}/status").read_text()
+            fields = dict(line.split(":\t", 1) for line in status.splitlines())
+            if fields["Name"] == "tailscaled":
+                return int(fields["VmHWM"].split()[0]) * 1024
+        raise PartError("the pod has no tailscaled")
+
     def healthy(self) -> bool:
         """Return whether the pod's health page answers 200, asked from the node."""
         url = f"http://{POD}:9002/healthz"
@@ -241,7 +253,11 @@ class Environment:
         program = [str(self.programs / "derper"), *own, *listen, "-c", str(place / "derper.key")]
         self._start("relay", "vendor", program, {"TS_NO_LOGS_NO_SUPPORT": "true"})
         certificate = place / f"{RELAY}.crt"
-        self.running["relay"].wait_for(certificate.exists, "its certificate")
+
+        def written() -> bool:  # completely: the program makes the file and then writes it
+            return certificate.exists() and PEM_END in certificate.read_text()
+
+        self.running["relay"].wait_for(written, "its certificate")
         der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
         node = {
             "Name": "1a", "RegionID": 1, "HostName": RELAY, "IPv4": RELAY, "IPv6": "none",
@@ -261,10 +277,21 @@ class Environment:
             "listen": f"{CONTROL}:443", "admin": f"{CONTROL}:{ADMIN_PORT}",
             "derp-map": self.directory / "derp-map.json", "policy": self.directory / "policy.json",
             "auth-key": self.directory / "auth-key", "record": record,
+            "absence": f"{ABSENCE_SECONDS:g}s",
         }  # fmt: skip
         flags = [f"-{name}={value}" for name, value in options.items()]
         self._start("control", "vendor", [str(self.programs / "control"), *flags])
         self.running["control"].wait_for(lambda: self._order("GET", "ready"), "start")
+
+    @contextmanager
+    def silent_control(self) -> Iterator[None]:
+        """Let the coordination server answer nothing, while its connections stay."""
+        process = self.running["control"].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     def allow(self, rules: Sequence[Mapping[str, Any]]) -> None:
         """Give the tailnet another policy."""
@@ -280,10 +307,19 @@ class Environment:
         url = f"http://{CONTROL}:{ADMIN_PORT}/{path}"
         return self.call("vendor", "curl", "-s", "-f", "-m", "5", "-X", method, url).returncode == 0
 
-    def records(self, host: str) -> list[dict[str, Any]]:
-        """Return the messages of a node to the coordination server, in order."""
-        files = sorted((self.directory / "record").glob(f"*-{host}.json"))
+    def requests_of_pods(self) -> list[dict[str, Any]]:
+        """Return the requests of the pods to the coordination server, in order.
+
+        They come from the cluster's public address. lab/tailnet/control has their keys.
+        """
+        files = sorted((self.directory / "record").glob(f"*-{PUBLIC}.json"))
         return [json.loads(file.read_text()) for file in files]
+
+    def nodes(self, host: str) -> list[dict[str, Any]]:
+        """Return the nodes of this name that the coordination server has now."""
+        url = f"http://{CONTROL}:{ADMIN_PORT}/nodes"
+        found = json.loads(self.output("vendor", "curl", "-s", "-f", "-m", "5", url))
+        return [one for one in found if one["Name"] == host]
 
     def start_engineer(self, place: str = "engineer", tag: str = ENGINEER_TAG) -> None:
         """Join the tailnet with an engineer's machine: a TUN device, and shields up."""
@@ -343,6 +379,10 @@ class Environment:
     def dial(self, address: str, port: int, place: str = "engineer", seconds: float = 3) -> str:
         """Connect only; return "open" or the error."""
         return self.engineer(place).dial(address, port, seconds)
+
+    def download(self, address: str, size_bytes: int) -> float:
+        """Receive this many bytes through an endpoint of ClickHouse; return the seconds."""
+        return self.engineer().download(address, 8444, size_bytes, timeout=60.0)
 
     @contextmanager
     def hold(self, address: str, port: int = 9441, **options: Any) -> Iterator[Held]:

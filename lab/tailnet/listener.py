@@ -8,7 +8,8 @@ and requests.
 
     python -m lab.tailnet.listener HOST CERTIFICATE KEY AUTHORITY
 
-answers with the peer's name and the text, on one line. A test may serve another answer in its own
+answers with the peer's name and the text, on one line, and a request for `/zeros?bytes=N` with that
+many bytes. A test may serve another answer in its own
 process, for example that of the embedded engine: `engine_answer`.
 """
 
@@ -30,6 +31,7 @@ from lab.real.chdb_front import Engine
 NATIVE_PORT, HTTPS_PORT = 9441, 8444
 MAX_LINE_BYTES = 64 * 1024
 MAX_BODY_BYTES = 1024 * 1024
+MAX_ZEROS_BYTES = 8 * 1024 * 1024
 READY = "ready"
 
 
@@ -51,6 +53,17 @@ Answer = Callable[[Query], Answered | Awaitable[Answered]]  # awaited: a query t
 def name_and_text(query: Query) -> tuple[int, bytes]:
     """Answer with the peer's name and the text, so that a test sees both."""
     return 200, f"{query.uri} {query.text}\n".encode()
+
+
+def zeros_or_name(query: Query) -> tuple[int, bytes]:
+    """Answer a request for bytes with them, and any other as `name_and_text` does."""
+    target = urlsplit(query.target)
+    if target.path != "/zeros":
+        return name_and_text(query)
+    size = int(parse_qs(target.query)["bytes"][0])
+    if not 0 <= size <= MAX_ZEROS_BYTES:
+        raise ValueError(f"bytes={size}: expected at most {MAX_ZEROS_BYTES}")
+    return 200, bytes(size)
 
 
 def engine_answer(engine: Engine) -> Answer:
@@ -171,7 +184,7 @@ def _query(
 async def main(host: str, certificate: str, key: str, authority: str) -> None:
     """Serve until killed."""
     context = strict_context(Path(certificate), Path(key), Path(authority))
-    async with listening(host, context):
+    async with listening(host, context, zeros_or_name):
         print(READY, flush=True)
         await asyncio.Event().wait()
 

@@ -92,7 +92,9 @@ for ca in ssl.create_default_context().get_ca_certs():
 
 OWN_PACKAGES = re.compile(
     r"opt/byoc-agents/lib/(cffi|cryptography|pycparser)(-[\d.]+\.dist-info)?/"
+    r"|opt/byoc-agents/code/byoc_agents/access(_commands)?/"
 )
+BROKER_CODE = {"daemon.py", "__pycache__/daemon.cpython-311.pyc", "sql/views.sql"}
 OWN_FILES = {"opt/byoc-agents/code/sbom.json", "opt/byoc-agents/lib/_cffi_backend"}
 
 Images = Callable[[str], str]
@@ -270,13 +272,15 @@ def test_every_library_that_is_named_is_inside(layout: Path) -> None:
     assert missing == set()
 
 
-def test_the_brokers_own_layer_has_its_packages_and_its_sbom_only(layout: Path) -> None:
+def test_the_brokers_own_layer_has_its_code_packages_and_sbom_only(layout: Path) -> None:
     *_, own = layers(layout, ACCESS_BROKER)
     with tarfile.open(layout / own) as archive:
         names = {entry.name for entry in archive if not entry.isdir()}
     rest = {name.partition(".cpython")[0] for name in names if not OWN_PACKAGES.match(name)}
     assert rest == OWN_FILES
     before = {*files(layout)}
+    assert {name for name in before if OWN_PACKAGES.match(name)} == set()
+    assert {*names} >= {f"opt/byoc-agents/code/byoc_agents/access/{name}" for name in BROKER_CODE}
     assert names & before == {"opt/byoc-agents/code/sbom.json"}
 
 
@@ -318,7 +322,30 @@ def test_no_other_image_can_run_the_access_broker(
     options = [*ALONE, *environment(BROKER_SETTINGS), f"--volume={provided}:{PROVIDED}:ro"]
     with docker.run(images(name), "run", ACCESS_BROKER, options=options) as container:
         assert container.wait() == 2
-        assert "access-broker needs cryptography" in container.logs()
+        assert container.logs() == (
+            "access-broker: byoc_agents.access is missing: expected the image access-broker"
+        )
+
+
+@pytest.mark.parametrize("name", [*DAEMONS, ALL_IN_ONE])
+def test_no_other_image_has_the_commands_of_access(
+    docker: Engine, images: Images, name: str
+) -> None:
+    with docker.run(images(name), "access", "status", options=ALONE) as container:
+        assert container.wait() == 2
+        assert container.logs() == (
+            "byoc-agents access: byoc_agents.access_commands is missing:"
+            " expected the image access-broker"
+        )
+
+
+def test_the_completion_has_the_commands_of_the_image(docker: Engine, images: Images) -> None:
+    found = {}
+    for name in (ACCESS_BROKER, ALL_IN_ONE):
+        lines = said(docker, images(name), "completion", "bash", entrypoint="byoc-agents")
+        found[name] = set(re.findall(r"^ *\*:([a-z-]+)\) words=", "\n".join(lines), re.MULTILINE))
+    assert "export" in found[ALL_IN_ONE]
+    assert found[ACCESS_BROKER] - found[ALL_IN_ONE] == {"access"}
 
 
 def test_the_systems_cas_are_trusted(docker: Engine, images: Images) -> None:

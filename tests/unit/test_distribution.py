@@ -57,7 +57,12 @@ def test_every_image_is_built_on_one_base_of_a_digest() -> None:
     assert re.fullmatch(r"python:\S+@sha256:[0-9a-f]{64}", base)
 
 
+SOURCE_OF_IMAGE = "agents/byoc_agents"
+BROKER_LAYER = "/own/access-broker/4-access/opt/byoc-agents/code/byoc_agents"
+
+
 def test_the_image_copies_the_package_and_two_programs() -> None:
+    """The broker's code a second time, into its own layer: the others' layer loses it."""
     copied = re.findall(
         r"^COPY (?!--from)(.+)$", (ROOT / "images" / "Dockerfile").read_text(), re.MULTILINE
     )
@@ -67,4 +72,8 @@ def test_the_image_copies_the_package_and_two_programs() -> None:
         "constraints/access.txt /pins.txt",
         "agents/byoc_agents /layers/3-code/opt/byoc-agents/code/byoc_agents",
         "images/launcher.py images/healthcheck.py LICENSE /layers/3-code/opt/byoc-agents/code/",
+        *(
+            f"{SOURCE_OF_IMAGE}/{name} {BROKER_LAYER}/{name}"
+            for name in ("access", "access_commands")
+        ),
     ]

@@ -48,11 +48,13 @@ MAY_IMPORT = {
     "wiring": {*CORE, "egress", "clickhouse", "wiring"},
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
-    "airgap": {*CORE, "access", "airgap"},  # of the broker only its envelope
-    "access_commands": {*CORE, "access", "report", "access_commands"},
+    "envelope": {"errors"},
+    "airgap": {*CORE, "envelope", "airgap"},
+    "access_commands": {*CORE, "envelope", "access", "report", "access_commands"},
     "usage": {*CORE, "billing", "audit", "report", "usage"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }
+MAY_IMPORT["access"].add("envelope")
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}
 SERVER = PACKAGE / "app" / "admin_server.py"
 

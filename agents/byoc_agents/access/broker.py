@@ -33,11 +33,9 @@ from byoc_agents.access.documents import (
     parse_document,
     sha256,
 )
-from byoc_agents.access.envelope import Verified, open_envelope
 from byoc_agents.access.errors import (
     AuthorityError,
     DocumentError,
-    EnvelopeError,
     PolicyError,
     ServerError,
     TailnetError,
@@ -78,7 +76,8 @@ from byoc_agents.access.policy import (
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import Disk
-from byoc_agents.errors import LedgerError, SpoolError, SpoolFullError
+from byoc_agents.envelope import Verified, open_envelope
+from byoc_agents.errors import EnvelopeError, LedgerError, SpoolError, SpoolFullError
 from byoc_agents.ledger.format import FactLine, clean
 from byoc_agents.message import Message
 

@@ -1,24 +1,8 @@
 """The errors of the access path. Each has a reason of a closed set, for logs and ledger lines."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from byoc_agents.errors import ByocError
-
-EnvelopeReason = Literal[
-    "too_large",
-    "not_an_envelope",
-    "wrong_type",
-    "too_few_signatures",
-]
-
-
-class EnvelopeError(ByocError):
-    """The envelope cannot be trusted: `reason`, and a detail without any of its text."""
-
-    def __init__(self, reason: EnvelopeReason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class DocumentError(ByocError):

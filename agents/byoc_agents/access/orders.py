@@ -13,9 +13,9 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from byoc_agents.access.documents import UUID7, GrantId, Identifier, Seconds
-from byoc_agents.access.envelope import MAX_ENVELOPE_BYTES
 from byoc_agents.app.files import read_regular
 from byoc_agents.durable.files import Disk
+from byoc_agents.envelope import MAX_ENVELOPE_BYTES
 
 MAX_ORDER_BYTES = 2 * MAX_ENVELOPE_BYTES  # an envelope in base64, and the rest
 MAX_ORDERS = 100  # of one pass

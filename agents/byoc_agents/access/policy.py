@@ -25,8 +25,8 @@ from byoc_agents.access.documents import (
     parse_time,
     sha256,
 )
-from byoc_agents.access.envelope import KEY_BYTES, VerifyingKey
 from byoc_agents.access.errors import PolicyError
+from byoc_agents.envelope import KEY_BYTES, VerifyingKey
 
 MAX_POLICY_BYTES = 64 * 1024
 MAX_BREAK_GLASS_SECONDS = 30 * 60

@@ -27,15 +27,7 @@ from byoc_agents.access.documents import (
     sha256,
     utc_text,
 )
-from byoc_agents.access.envelope import (
-    KEY_BYTES,
-    MAX_ENVELOPE_BYTES,
-    Envelope,
-    VerifyingKey,
-    open_envelope,
-    sign,
-)
-from byoc_agents.access.errors import AuthorityError, DocumentError, EnvelopeError, PolicyError
+from byoc_agents.access.errors import AuthorityError, DocumentError, PolicyError
 from byoc_agents.access.orders import (
     ALL,
     Approve,
@@ -67,7 +59,15 @@ from byoc_agents.access_commands.text import HEADING, grant_line, grant_text, pr
 from byoc_agents.access_commands.verify import verify_evidence
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
-from byoc_agents.errors import SpoolError
+from byoc_agents.envelope import (
+    KEY_BYTES,
+    MAX_ENVELOPE_BYTES,
+    Envelope,
+    VerifyingKey,
+    open_envelope,
+    sign,
+)
+from byoc_agents.errors import EnvelopeError, SpoolError
 from byoc_agents.ledger.format import LinePosition
 from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.query import RecordedFact

@@ -23,15 +23,15 @@ from byoc_agents.access.documents import (
     parse_document,
     sha256,
 )
-from byoc_agents.access.envelope import Envelope, VerifyingKey, open_envelope
-from byoc_agents.access.errors import AuthorityError, DocumentError, EnvelopeError, PolicyError
+from byoc_agents.access.errors import AuthorityError, DocumentError, PolicyError
 from byoc_agents.access.events import event_id
 from byoc_agents.access.machine import ENDS, TABLE, State
 from byoc_agents.access.policy import Policy, load_policy
 from byoc_agents.access_commands.evidence import MISSING, SUMS
 from byoc_agents.access_commands.state import sum_counts
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.errors import Reason
+from byoc_agents.envelope import Envelope, VerifyingKey, open_envelope
+from byoc_agents.errors import EnvelopeError, Reason
 from byoc_agents.ledger.format import (
     MAX_TEXT,
     FactLine,

@@ -1,8 +1,8 @@
 """A file of lines whose first line is a signed statement about all others.
 
-The first line is a DSSE envelope (`access.envelope`) around a `FileManifest`, which has the SHA-256
-of everything after that line. So no line is parsed before a pinned key has vouched for it. Exports
-and receipts have payload types of their own: one is never taken for the other.
+The first line is a DSSE envelope (`byoc_agents.envelope`) around a `FileManifest`, which has the
+SHA-256 of everything after that line. So no line is parsed before a pinned key has vouched for it.
+Exports and receipts have payload types of their own: one is never taken for the other.
 """
 
 import hashlib
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from byoc_agents.access.envelope import VerifyingKey, open_envelope, sign
-from byoc_agents.access.errors import EnvelopeError
-from byoc_agents.errors import ByocError
+from byoc_agents.envelope import VerifyingKey, open_envelope, sign
+from byoc_agents.errors import ByocError, EnvelopeError
 from byoc_agents.message import Message
 
 if TYPE_CHECKING:

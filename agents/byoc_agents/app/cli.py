@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from byoc_agents import __version__
 from byoc_agents.app.program import Command, CommandModule, CommandProgram
+from byoc_agents.errors import ConfigError
 
 if TYPE_CHECKING:
     from byoc_agents.app.command_line import CommandParser
@@ -124,8 +125,11 @@ def _alerts() -> CommandModule:
 
 
 def _access() -> CommandModule:
-    from byoc_agents.access_commands import cli
-
+    try:
+        from byoc_agents.access_commands import cli
+    except ModuleNotFoundError as error:
+        mistake = f"byoc-agents access: {error.name} is missing: expected the image access-broker"
+        raise ConfigError([mistake]) from error
     return cli
 
 

@@ -6,6 +6,7 @@ A command is a module (or an object) with `main` and `make_parser`. It is import
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -144,9 +145,9 @@ class _CompletionCommand:
         from byoc_agents.app.completion import SCRIPTS, Completed  # noqa: PLC0415  likewise
 
         asked = self.make_parser().parse_args(argv)
-        words = {
-            name: Completed(command.summary, command.load().make_parser().words())
-            for name, command in self._program.commands.items()
-        }
+        words = {}
+        for name, command in self._program.commands.items():
+            with suppress(ConfigError):  # a command of another image
+                words[name] = Completed(command.summary, command.load().make_parser().words())
         sys.stdout.write(SCRIPTS[asked.shell](self._program.name, words))
         return 0

@@ -145,8 +145,11 @@ def daemon_spec(name: str) -> DaemonSpec:
 
             return DaemonSpec(name, alerts.Settings, alerts.destinations, alerts.open_daemon)
         case "access-broker":
-            from byoc_agents.access import daemon as access  # noqa: PLC0415
-
+            try:
+                from byoc_agents.access import daemon as access  # noqa: PLC0415
+            except ModuleNotFoundError as error:
+                mistake = f"{name}: {error.name} is missing: expected the image access-broker"
+                raise ConfigError([mistake]) from error
             return DaemonSpec(
                 name,
                 access.Settings,

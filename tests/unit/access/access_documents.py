@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from byoc_agents.access import documents
 from byoc_agents.access.documents import AccessRequest, Approval, utc_text
-from byoc_agents.access.envelope import VerifyingKey, sign
 from byoc_agents.access.machine import GivenApproval, Grant, State
 from byoc_agents.access.policy import Policy, load_policy
+from byoc_agents.envelope import VerifyingKey, sign
 from lab.fakes.core import START_MS
 
 HOUR_MS = 3_600_000

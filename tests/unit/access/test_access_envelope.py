@@ -13,8 +13,8 @@ from securesystemslib.exceptions import VerificationError as StrangersRefusal
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from byoc_agents.access.documents import APPROVAL, REQUEST, WITHDRAWAL
-from byoc_agents.access.envelope import MAX_PAYLOAD_BYTES, encode_for_signing, open_envelope, sign
-from byoc_agents.access.errors import EnvelopeError
+from byoc_agents.envelope import MAX_PAYLOAD_BYTES, encode_for_signing, open_envelope, sign
+from byoc_agents.errors import EnvelopeError
 from tests.unit.access.access_documents import (
     STRANGER,
     VENDOR,

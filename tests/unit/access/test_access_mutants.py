@@ -24,14 +24,14 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "two signatures of one key count as two": Mutant(
-        "envelope.py",
+        "../envelope.py",
         "distinct = {key.public: key.id for key in current}\n    if len(distinct) < threshold:",
         "distinct = {key.public: key.id for key in current}\n"
         "    if len(signatures) < threshold or not distinct:",
         "test_access_envelope.py::test_one_key_counts_once_however_often_it_signs_or_is_pinned",
     ),
     "an expired key counts": Mutant(
-        "envelope.py",
+        "../envelope.py",
         "if key.not_after_ms is None or now_ms < key.not_after_ms]",
         "]",
         "test_access_envelope.py::test_an_expired_key_does_not_count_from_its_end_on",

@@ -395,6 +395,17 @@ async def test_the_gate_refuses_every_other_path_of_the_api(
     assert len(api.http.requests) == 1
 
 
+async def test_the_gate_refuses_the_health_page_of_a_pod() -> None:
+    """It reports nothing about membership in the tailnet (test_real_tailnet.py)."""
+    setting = {"BYOC_ACCESS_TAILNET": "metrics=db/tailnet-metrics"}
+    found = configure(["access-broker"], REQUIRED | setting).destinations
+    assert {one.host for one in found} == {"kubernetes.default.svc", "ch-0.db.svc"}
+    async with Gate(found).session() as session:
+        for host in ("127.0.0.1", "tailnet-metrics.db.svc"):
+            with pytest.raises(EgressRefusedError):
+                await session.get(f"http://{host}:9002/healthz")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
