@@ -6,6 +6,7 @@ from random import Random
 
 import msgspec
 import pytest
+import zstandard
 from botocore.exceptions import BotoCoreError, ClientError
 
 from byoc_agents.app.cloudevents import encode
@@ -221,11 +222,13 @@ def _impossible(message: Message) -> Message:
     return with_body(message, seal([encode(altered(record, used=used))], created_at_ms=0).body)
 
 
+NESTED = b'{"data":' * 50_000 + b"1" + b"}" * 50_000  # deeper than a decoder follows
 DAMAGE: dict[str, Callable[[Message], Message]] = {
     "torn": torn,
     "no zstd": lambda message: with_body(message, b"x"),
     "a line is missing": lambda message: rewritten(message, lambda lines: lines[1:][::-1]),
     "no JSON": lambda message: rewritten(message, lambda lines: [*lines[:-1], b"{"]),
+    "nested JSON": lambda message: rewritten(message, lambda lines: [*lines[:-1], NESTED]),
     "another pod's records": lambda message: with_body(
         message, objects([history(8).measured()])[0].body
     ),
@@ -323,10 +326,12 @@ async def test_an_archive_without_a_manifest_is_reported() -> None:
         assert "torn_object" in (await harness.verify()).counts
 
 
-async def test_a_damaged_manifest_is_reported() -> None:
+@pytest.mark.parametrize("text", [b"", b"{}", b"\xff", NESTED], ids=range(4))
+async def test_a_damaged_manifest_is_reported(text: bytes) -> None:
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(text) if text else b"x"
     async with opened(landing(1)) as harness:
         await harness.compact()
-        harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"] = b"x"
+        harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"] = packed
         harness.add(landing(1)[:1])
         assert (await harness.compact()).held == 1
         assert "torn_object" in (await harness.verify()).counts

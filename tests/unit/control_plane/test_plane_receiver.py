@@ -226,10 +226,14 @@ async def test_a_batch_is_taken_whole_or_not_at_all(harness: Harness) -> None:
         (b"{}", BATCH, 422),
         (batch(*[b"{}"] * 501), BATCH, 422),
         (b"\xff", BATCH, 422),
+        (b"[" * 100_000, SINGLE, 422),
+        (b"[" * 100_000, BATCH, 422),
+        (b'{"data":' * 100_000, SINGLE, 422),
+        (batch(b'{"x":' * 50_000 + b"1" + b"}" * 50_000), BATCH, 422),
         (b"{}", "application/json", 415),
         (b" " * (MAX_BODY_BYTES + 1), SINGLE, 413),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 async def test_what_can_never_be_stored_is_refused_for_good(
     harness: Harness, body: bytes, kind: str, status: int
