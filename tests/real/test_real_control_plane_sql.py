@@ -536,6 +536,6 @@ def test_delays_and_completeness_are_figures_of_a_day(
 def test_every_statement_parses_for_every_engine(
     engine: chdb.session.Session, kind: TableEngine
 ) -> None:
-    """A Keeper and a place for users are not here: those statements are only parsed."""
+    """SharedMergeTree and a place for users are not here: those statements are only parsed."""
     for statement in [*table_statements(kind), *tenant_statements()]:
         assert str(engine.query(f"EXPLAIN AST {statement}"))
