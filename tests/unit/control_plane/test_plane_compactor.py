@@ -278,6 +278,27 @@ async def test_a_foreign_object_stays_and_is_reported(key: str) -> None:
     assert list(harness.stored(archived=False)) == [key]
 
 
+@pytest.mark.parametrize(
+    "folder",
+    ["org=org-2/", "org=org-1/", "org=org-2/service=s/", "org=org-1/v1/", "org=org-2/archive/"],
+)
+async def test_an_object_below_the_folder_of_an_organization_is_foreign(folder: str) -> None:
+    """Who may write there could otherwise write records for another organization."""
+    messages = landing(1)
+    key = messages[0].id.replace("v1/", f"v1/{folder}", 1)
+    async with opened(messages[1:]) as harness:
+        harness.s3.objects[key] = messages[0].body
+        before = await harness.verify()
+        tally = await harness.compact()
+        after = await harness.verify()
+    assert (tally.held, tally.archived, tally.deleted) == (1, *2 * (len(messages) - 1,))
+    assert list(harness.stored(archived=False)) == [key]
+    assert by_key(after) == by_key(before)
+    if "org-2" in folder:
+        assert before.counts["foreign_object"] == 1
+        assert before.records == after.records == 41 - 5
+
+
 async def test_other_bytes_under_an_archived_name_stay_and_are_audited() -> None:
     messages = landing(1)
     async with opened(messages) as harness:
