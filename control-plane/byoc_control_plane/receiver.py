@@ -254,7 +254,8 @@ def _make_body(
     if isinstance(content, Stored):
         return content
     if status in CODES:
-        return Rejected(request.headers.get("webhook-id", ""), CODES[status])
+        delivery_id = request.headers.get("webhook-id", "")  # not checked yet: any bytes
+        return Rejected(delivery_id if delivery_id.isascii() else "", CODES[status])
     return {"status": content}
 
 

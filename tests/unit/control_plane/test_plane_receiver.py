@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -240,6 +241,18 @@ async def test_what_can_never_be_stored_is_refused_for_good(
 ) -> None:
     assert await harness.post(body, Content_Type=kind) == status
     assert harness.store.rows == {}
+
+
+async def test_a_delivery_whose_id_is_not_a_text_is_refused_for_good(harness: Harness) -> None:
+    """The response to a 415 has the id of the delivery, which may be any bytes here."""
+    head = b"POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer new\r\nwebhook-id: \xff\r\n"
+    head += b"Content-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    url = urlsplit(harness.url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(head)
+    status = await reader.readline()
+    writer.close()
+    assert status.split()[1] == b"415"
 
 
 async def test_a_compressed_body_is_refused_before_it_is_unpacked(harness: Harness) -> None:
