@@ -283,7 +283,7 @@ def parse_rows(reply: ClickHouseReply) -> list[Row]:
             {name: convert(value) for (name, convert), value in zip(converters, row, strict=True)}
             for row in response.data
         ]
-    except (msgspec.MsgspecError, ValueError, TypeError):
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
         if match := _CODE.search(reply.body[-4096:]):  # an error after the first bytes of a 200
             raise ClickHouseServerError("in a broken response", int(match[1])) from None
         raise ClickHouseResponseError("broken JSON") from None

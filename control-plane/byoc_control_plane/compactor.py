@@ -128,7 +128,7 @@ class Compactor:
         hours: dict[str, KeyList | None] = {}
         used_bytes, end = 0, before
         async for item in self._bucket.list_objects(f"{self._prefix}org="):
-            name = parse_key(item.key)
+            name = self._parse(item.key)
             if name is None:
                 if not done and not item.key.endswith("/") and self._shard.has(item.key):
                     self._hold(item.key, "foreign_object: not a billing object's key")
@@ -149,6 +149,10 @@ class Compactor:
                 else:
                     hours[newest] = None
         return hours, end != before
+
+    def _parse(self, key: str) -> ObjectKey | None:
+        """Return the fields of a key of exactly the prefix, which is how a manifest names it."""
+        return parse_key(key) if f"{self._prefix}{source_name(key)}" == key else None
 
     async def _compact(self, moment: str, listed: KeyList | None) -> None:
         """Archive one hour: complete the archive of an earlier run, then archive the rest.
@@ -301,7 +305,7 @@ class Compactor:
 
     async def _list_hour(self, date: str, hour: str) -> AsyncIterator[Listed]:
         async for item in self._bucket.list_objects(f"{self._prefix}org="):
-            name = parse_key(item.key)
+            name = self._parse(item.key)
             if name and (name.date, name.hour) == (date, hour) and self._shard.has(name):
                 yield item
 

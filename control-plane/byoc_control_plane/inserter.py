@@ -75,12 +75,14 @@ class Inserter:
 
     async def _try(self, rows: Iterable[TableRow]) -> StoreError | None:
         """Insert into each table; return the error instead of raising it."""
-        tables: dict[str, dict[tuple[str, str], bytes]] = {}
+        # Only equal lines are one row here. Two events with one source and id may be of two
+        # organizations, or differ: the table's sorting key decides which of them replace others.
+        tables: dict[str, dict[bytes, None]] = {}
         for row in rows:
-            tables.setdefault(row.table, {})[row.key] = row.line
+            tables.setdefault(row.table, {})[row.line] = None
         try:
             for table, lines in tables.items():
-                await insert_rows(self._store, table, lines.values())
+                await insert_rows(self._store, table, lines)
         except StoreError as error:
             self._metrics.store_errors.inc()
             structlog.get_logger().error("insert.failed", error=str(error)[:300])

@@ -69,7 +69,7 @@ class QuickQueue:
             return None
         try:
             return _decode(response.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
 

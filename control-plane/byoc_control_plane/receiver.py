@@ -254,7 +254,8 @@ def _make_body(
     if isinstance(content, Stored):
         return content
     if status in CODES:
-        return Rejected(request.headers.get("webhook-id", ""), CODES[status])
+        delivery_id = request.headers.get("webhook-id", "")  # not checked yet: any bytes
+        return Rejected(delivery_id if delivery_id.isascii() else "", CODES[status])
     return {"status": content}
 
 
@@ -277,7 +278,7 @@ def _rows(content_type: str, body: bytes, arrived_at_ms: int) -> list[TableRow]:
         return [build_row(body, arrived_at_ms)]
     try:
         events = msgspec.json.decode(body, type=list[msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEventError(f"not an array: {error}") from error
     if not 0 < len(events) <= MAX_EVENTS:
         raise InvalidEventError(f"{len(events)} events: expected 1 to {MAX_EVENTS}")

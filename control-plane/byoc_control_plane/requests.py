@@ -104,7 +104,7 @@ def _load(path: Path) -> ListedRequest | None:
         if envelope.payload_type not in {REQUEST, WITHDRAWAL}:
             raise ValueError(f"the type {envelope.payload_type}")
         document = parse_document(envelope.payload_type, base64.b64decode(envelope.payload))
-    except (OSError, ValueError, DocumentError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError, DocumentError, msgspec.MsgspecError) as error:
         structlog.get_logger().error("requests.not_a_request", file=path.name, error=str(error))
         return None
     assert not isinstance(document, Approval)  # noqa: S101  its type is not accepted above

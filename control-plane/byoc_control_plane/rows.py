@@ -88,7 +88,7 @@ def build_row(body: bytes, arrived_at_ms: int) -> TableRow:
                 raise InvalidEventError(f"without the field {min(missing)}")
     except InvalidEventError:
         raise
-    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidEventError(f"not an event: {error}") from error
     head = {
         "source": envelope.source,

@@ -14,8 +14,13 @@ from byoc_agents.errors import ConfigError
 from byoc_control_plane.schema import TableEngine, table_statements
 
 STATEMENT_SECONDS = 30.0  # one statement
-# Texts of times as the messages have them; fields of later versions are in the `event` column.
-INSERT_SETTINGS = "date_time_input_format='best_effort', input_format_skip_unknown_fields=1"
+# Texts of times as the messages have them; fields of later versions are in the `event` column. By
+# default ClickHouse refuses an insert into more than 100 months, with the error of a busy server:
+# messages with the times of wrong clocks would be sent again and again.
+INSERT_SETTINGS = (
+    "date_time_input_format='best_effort', input_format_skip_unknown_fields=1,"
+    " max_partitions_per_insert_block=0"
+)
 QUERY_SETTINGS = "output_format_json_quote_64bit_integers=0"
 # ClickHouse's numbers of errors in the data of an INSERT (src/Common/ErrorCodes.cpp): trying the
 # same row again never helps. Every other error may be the server's and is tried again.

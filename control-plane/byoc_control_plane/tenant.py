@@ -23,6 +23,7 @@ from byoc_agents.app.settings import load, name
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.errors import ConfigError
+from byoc_agents.policy.render import dump_yaml
 from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.registry import Registry, RegistryError, write_secret
 from byoc_control_plane.settings import PlaneSettings, checked_argument
@@ -206,7 +207,7 @@ def _values(asked: argparse.Namespace) -> str:
         account = _role(asked.role)
         settings["BYOC_BILLING_PREFIX"] = f"{prefix}/account={account}/".lstrip("/")
     head = f"# Values of the chart byoc-agents for {asked.organization}, service {asked.service}.\n"
-    return head + yaml.safe_dump(values, sort_keys=False, width=96)
+    return head + dump_yaml(values, width=96)
 
 
 def _read_values(path: Path) -> dict[str, Any]:

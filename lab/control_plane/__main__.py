@@ -2,6 +2,9 @@
 
 The store is chdb in a process of its own, or a ClickHouse that `--store` names. The consumer and
 the receiver run as they do in production; billing objects are loaded with the project's load.sql.
+
+The tables may exist and have rows: each run has a service of its own, `demo-service-` and a random
+number, and reads back the rows of this service only.
 """
 
 import argparse
@@ -22,7 +25,6 @@ from typing import Any
 import aiohttp
 
 from byoc_agents import __version__
-from byoc_agents.app.clock import SystemClock
 from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.verify import verify
 from byoc_control_plane.schema import USAGE_SQL, split_statements
@@ -40,24 +42,23 @@ from lab.demo.workload_process import running_workload
 from lab.fakes.http import WEBHOOK_TOKEN
 from lab.fakes.state import HEALTHY, FakeClickHouse
 
+ORGANIZATION = "demo-org"
+OWN = f" WHERE organization_id = '{ORGANIZATION}' AND service_id = '{{service}}'"
 FLEET = (
     "SELECT replica, state, version, state_exporter_seen, alert_forwarder_seen, billed_until,"
-    " silent_daemons FROM fleet_now ORDER BY replica"
+    f" silent_daemons FROM fleet_now{OWN} ORDER BY replica"
 )
 AGENTS = (
     "SELECT replica, daemon, agent_version, configuration_sha256, ledger_size, ledger_root"
-    " FROM agents_now ORDER BY daemon"
+    f" FROM agents_now{OWN} ORDER BY daemon"
 )
-HEADS = (  # not those of an earlier run into the same store
-    "SELECT daemon, head FROM ledger_heads WHERE organization_id = 'demo-org'"
-    " AND received_at >= fromUnixTimestamp64Milli({began_ms}) ORDER BY head"
-)
+HEADS = f"SELECT daemon, head FROM ledger_heads{OWN} ORDER BY head"
 HASH = re.compile(r"[0-9a-f]{64}")
 ROOT = re.compile(r"[A-Za-z0-9+/]{43}=")  # 32 bytes in base64
 STREAMS = {
-    "byoc_usage": "SELECT count() AS n FROM byoc_usage FINAL",
-    "byoc_state": "SELECT count() AS n FROM byoc_state FINAL",
-    "byoc_alerts": "SELECT count() AS n FROM byoc_alerts FINAL WHERE type = 'byoc.alert.v1'",
+    "byoc_usage": f"SELECT count() AS n FROM byoc_usage FINAL{OWN}",
+    "byoc_state": f"SELECT count() AS n FROM byoc_state FINAL{OWN}",
+    "byoc_alerts": f"SELECT count() AS n FROM byoc_alerts FINAL{OWN} AND type = 'byoc.alert.v1'",
 }
 LOAD_SECONDS = 2.0  # between two listings of the bucket
 ONCE_SECONDS = 180.0  # for all rows to be there
@@ -88,14 +89,34 @@ async def load_usage(store: Store, aws: Aws) -> None:
         await asyncio.sleep(LOAD_SECONDS)
 
 
-async def counts(store: Store) -> dict[str, int]:
-    """Return table -> number of its rows."""
-    return {table: (await fetch_rows(store, query))[0]["n"] for table, query in STREAMS.items()}
+class RunRows:
+    """What the store has of one run: the rows of its service, and none of an earlier run."""
+
+    def __init__(self, store: Store, service: str) -> None:
+        self._store = store
+        self._service = service
+
+    async def fetch(self, query: str) -> list[dict[str, Any]]:
+        """Return the rows of a query with a place for the service. Raises StoreError."""
+        return await fetch_rows(self._store, query.format(service=self._service))
+
+    async def count(self) -> dict[str, int]:
+        """Return table -> number of rows. Raises StoreError."""
+        return {table: (await self.fetch(query))[0]["n"] for table, query in STREAMS.items()}
+
+    async def are_complete(self) -> bool:
+        """Return whether each stream has rows, and both daemons their heads. Raises StoreError."""
+        described = [row for row in await self.fetch(AGENTS) if is_described(row)]
+        heads = await self.fetch(HEADS)
+        return all((await self.count()).values()) and all(
+            {row["daemon"] for row in found} == {EXPORTER, FORWARDER}
+            for found in (described, heads)
+        )
 
 
-async def play(directory: Path, url: str, *, once: bool) -> int:
+async def play(directory: Path, url: str, password: str, *, once: bool) -> int:
     """Start everything and show the arriving rows. Raises DemoError."""
-    heads_query = HEADS.format(began_ms=SystemClock().wall_ns() // 1_000_000)
+    service = f"demo-service-{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(embedded())
@@ -103,11 +124,14 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         messages = await enter(queue(aws))
         session = await enter(aiohttp.ClientSession())
         store_url = await enter(running_store(directory, url))
-        store = HttpStore(store_url, session)
+        store = HttpStore(store_url, session, password=password)
+        found = RunRows(store, service)
         token = secrets.token_urlsafe()
         secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
         settings = aws.environ() | {
             "BYOC_PLANE_STORE_URL": store_url,
+            "BYOC_PLANE_STORE_PASSWORD": password,
+            "BYOC_PLANE_NAME": service,
             "BYOC_PLANE_QUEUE_URL": messages.url,
             "BYOC_PLANE_TOKEN": token,
             "BYOC_PLANE_SIGNING_SECRET": secret,
@@ -116,12 +140,13 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         parts = ["receiver", "consumer"]
         plane = await enter(running_plane(parts, directory / "control-plane.log", settings))
         _say(f"store    {store_url}  (curl {store_url} --data 'SELECT * FROM fleet_now')")
+        _say(f"service  {service}")
         _say(f"metrics  {plane.metrics_url}")
         _say(f"fleet    {plane.fleet_url}")
         clickhouse = await enter(FakeClickHouse())
         clickhouse.server.rows = HEALTHY
         target = f"plane-{os.getpid()}"  # comm holds 15 bytes
-        agents = aws.environ() | _agent_settings(target, messages.url, clickhouse.url)
+        agents = aws.environ() | _agent_settings(service, target, messages.url, clickhouse.url)
         agents |= {
             "BYOC_ALERTS_URL": plane.events_url,
             "BYOC_ALERTS_TOKEN": token,
@@ -138,14 +163,14 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         loading = asyncio.ensure_future(load_usage(store, aws))
         stack.callback(loading.cancel)
         await _notify(daemons, Alertmanager(session))
-        await _until_all_arrive(store, heads_query, directory)
+        await _until_all_arrive(found, directory)
         if not once:
-            await _show_until_cancelled(store)
-        _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await counts(store)).items()))
+            await _show_until_cancelled(found)
+        _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await found.count()).items()))
         for query in (FLEET, AGENTS):
-            for row in await fetch_rows(store, query):
+            for row in await found.fetch(query):
                 _say(json.dumps(row))
-        heads = "".join(f"{row['head']}\n" for row in await fetch_rows(store, heads_query))
+        heads = "".join(f"{row['head']}\n" for row in await found.fetch(HEADS))
         await daemons.stop()
         _say(f"heads    {confirm_heads(directory / 'state', heads)} confirmed by the ledgers")
         if code := await plane.stop():
@@ -153,10 +178,12 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
     return 0
 
 
-def _agent_settings(target: str, queue_url: str, clickhouse_url: str) -> dict[str, str]:
+def _agent_settings(
+    service: str, target: str, queue_url: str, clickhouse_url: str
+) -> dict[str, str]:
     return {
-        "BYOC_ORGANIZATION_ID": "demo-org",
-        "BYOC_SERVICE_ID": "demo-service",
+        "BYOC_ORGANIZATION_ID": ORGANIZATION,
+        "BYOC_SERVICE_ID": service,
         "BYOC_REPLICA": "demo-replica-0",
         "BYOC_REGION": REGION,
         "BYOC_LISTEN": "127.0.0.1:0",
@@ -181,22 +208,14 @@ def _webhook(status: Mapping[str, Any]) -> str:
     return str(status.get(FORWARDER, {}).get("webhook_address", ""))
 
 
-async def _until_all_arrive(store: Store, heads_query: str, directory: Path) -> None:
+async def _until_all_arrive(found: RunRows, directory: Path) -> None:
     try:
         async with asyncio.timeout(ONCE_SECONDS):
-            while not await _all_there(store, heads_query):  # noqa: ASYNC110  another process
+            while not await found.are_complete():  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.5)
     except TimeoutError:
-        found = (await counts(store), await fetch_rows(store, AGENTS))
-        raise DemoError(f"not all streams arrived: {found}; logs in {directory}") from None
-
-
-async def _all_there(store: Store, heads_query: str) -> bool:
-    described = [row for row in await fetch_rows(store, AGENTS) if is_described(row)]
-    heads = await fetch_rows(store, heads_query)
-    return all((await counts(store)).values()) and all(
-        {row["daemon"] for row in found} == {EXPORTER, FORWARDER} for found in (described, heads)
-    )
+        arrived = (await found.count(), await found.fetch(AGENTS))
+        raise DemoError(f"not all streams arrived: {arrived}; logs in {directory}") from None
 
 
 def is_described(row: Mapping[str, Any]) -> bool:
@@ -221,13 +240,13 @@ def confirm_heads(state: Path, text: str) -> int:
     return confirmed
 
 
-async def _show_until_cancelled(store: Store) -> None:
+async def _show_until_cancelled(found: RunRows) -> None:
     _say("Ctrl-C ends it")
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     while not stopped.is_set():
-        for row in await fetch_rows(store, FLEET):
+        for row in await found.fetch(FLEET):
             _say(json.dumps(row))
         try:
             await asyncio.wait_for(stopped.wait(), 10)
@@ -244,13 +263,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it; return 0 once the tables have rows of all three streams."""
     parser = argparse.ArgumentParser(prog="make control-plane", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end after all rows have arrived")
-    parser.add_argument("--store", default="", help="URL of a ClickHouse; default: embedded chdb")
+    parser.add_argument(
+        "--store",
+        default="",
+        help="URL of a ClickHouse; BYOC_PLANE_STORE_PASSWORD has its password",
+    )
     options = parser.parse_args(argv)
+    password = os.environ.get("BYOC_PLANE_STORE_PASSWORD", "") if options.store else ""
     forget_accounts(os.environ)
     with tempfile.TemporaryDirectory(prefix="byoc-plane-") as directory:
         try:
-            return asyncio.run(play(Path(directory), options.store, once=options.once))
-        except DemoError as error:
+            return asyncio.run(play(Path(directory), options.store, password, once=options.once))
+        except (DemoError, StoreError) as error:
             sys.stderr.write(f"control-plane: {error}\n")
             return 1
 

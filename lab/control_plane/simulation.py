@@ -77,11 +77,16 @@ def _changes(chance: random.Random, hour_ms: int) -> list[_Change]:
     return []
 
 
-def replica_messages(replica: Replica, chance: random.Random, hour_ms: int) -> Iterator[Fed]:
-    """Yield the messages of one replica within the hour, in order of its numbers."""
-    now = _Change(chance.randrange(SLOW_MS), "running")  # its next heartbeat
-    fast_until_ms, changes = 0, _changes(chance, hour_ms)
-    while now.at_ms < hour_ms:
+def replica_messages(replica: Replica, seed: str, hour_ms: int) -> Iterator[Fed]:
+    """Yield the messages of one replica within the hour, in order of time and of its numbers."""
+    now, changes = _plan(seed, hour_ms)
+    fast_until_ms = 0
+    while True:
+        if changes and (changes[0].at_ms <= now.at_ms or now.state == "stopping"):
+            now = changes.pop(0)
+            fast_until_ms = now.at_ms + FAST_FOR_MS
+        if now.at_ms >= hour_ms:
+            return
         pace_ms = FAST_MS if now.at_ms < fast_until_ms else SLOW_MS
         replica.heartbeat = pace_ms / 1000
         at_ms = START_MS + now.at_ms
@@ -93,20 +98,20 @@ def replica_messages(replica: Replica, chance: random.Random, hour_ms: int) -> I
         event = msgspec.json.decode(body)
         yield Fed(at_ms, replica.group, event["source"], event["id"], body.decode())
         now = now._replace(at_ms=now.at_ms + pace_ms)
-        if changes and (changes[0].at_ms <= now.at_ms or now.state == "stopping"):
-            now = changes.pop(0)
-            fast_until_ms = now.at_ms + FAST_FOR_MS
+
+
+def _plan(seed: str, hour_ms: int) -> tuple[_Change, list[_Change]]:
+    """Return the first heartbeat and the changes of a replica; without its 2.5 KiB of chance."""
+    chance = random.Random(seed)
+    return _Change(chance.randrange(SLOW_MS), "running"), _changes(chance, hour_ms)
 
 
 def fleet_messages(replicas: int, seed: int, hours: float) -> Iterator[Fed]:
-    """Yield the messages of the whole fleet in order of time.
-
-    Only a change before a replica's first heartbeat comes after that heartbeat.
-    """
+    """Yield the messages of the whole fleet in order of time, as a queue gets them."""
     streams = (
         replica_messages(
             Replica(organization=f"org-{n // 100}", service=f"s-{n // 3}", replica=f"r-{n}"),
-            random.Random(f"{seed}/{n}"),
+            f"{seed}/{n}",
             int(hours * HOUR_MS),
         )
         for n in range(replicas)

@@ -83,9 +83,10 @@ def stored(root: Path, messages: list[Message]) -> Path:
     return root
 
 
-def load(database: chdb.session.Session, source: str) -> None:
+def load(database: chdb.session.Session, source: str, settings: str = "") -> None:
     """Run load.sql with another place to read from in the place of the bucket."""
     (statement,) = statements("load.sql")
+    statement = statement.replace("\nSETTINGS ", f"\nSETTINGS {settings}")
     opening = f"s3(\n    '{URL}/v1/**/*.jsonl.{{zst,gz}}'"
     assert opening in statement
     database.query(statement.replace(opening, source))
@@ -146,6 +147,34 @@ def test_an_archive_loads_with_the_same_query_mixed_with_its_objects(
     (tmp_path / name.manifest).write_bytes(manifest.encode())
     load(database, f"file(\n    '{root}/v1/**/*.jsonl.{{zst,gz}}'")
     agree(database, audited(messages))
+
+
+@pytest.mark.parametrize(
+    ("place", "loaded"),
+    [
+        *(("v1/", True), ("v1/account=111122223333/", True), ("v1/archive/", True)),
+        *(("v1/org=org-2/", False), ("v1/org=org-2/service=s/", False)),
+        ("v1/account=444455556666/org=org-2/", False),
+        ("v1/org=org-2/archive/date=2026-11-23/", False),
+    ],
+)
+def test_a_customers_folder_has_no_records_of_another_one(
+    place: str, loaded: bool, database: chdb.session.Session, tmp_path: Path
+) -> None:
+    (message,) = objects([ReplicaHistory().measured()])
+    key = message.id.replace("v1/", place, 1)
+    if place == "v1/archive/":  # of any organizations
+        key = f"{place}date=2026-11-23/hour=12/shard-0-of-1.jsonl.zst"
+    file = tmp_path / key
+    file.parent.mkdir(parents=True)
+    file.write_bytes(message.body)
+    source = f"file(\n    '{tmp_path}/v1/**/*.jsonl.{{zst,gz}}'"
+    if key.count("org=") > 1:  # the names of the key are columns, which have one value
+        with pytest.raises(RuntimeError, match="INCORRECT_DATA"):
+            load(database, source)
+    load(database, source, "use_hive_partitioning = 0, ")
+    (row,) = rows(database, "SELECT count() AS records FROM byoc_usage FINAL")
+    assert int(row["records"]) == int(loaded)
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])

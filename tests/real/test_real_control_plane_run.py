@@ -1,15 +1,20 @@
 """`make control-plane ARGS=--once`, and what a person sees who configures it wrongly."""
 
+import asyncio
 import base64
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import aiohttp
 import pytest
 
 from byoc_agents import __version__
+from byoc_control_plane.store import HttpStore, fetch_rows
+from lab.control_plane.__main__ import running_store
 from lab.control_plane.processes import ROOT, plane_environment
 
 pytestmark = pytest.mark.real
@@ -45,6 +50,41 @@ def test_rows_of_all_three_streams_are_read_back_and_it_ends_with_0() -> None:
         assert len(base64.b64decode(row["ledger_root"])) == 32
     (heads,) = re.findall(r"^heads    (\d+) confirmed by the ledgers$", done.stdout, re.MULTILINE)
     assert int(heads) >= 2
+
+
+async def test_a_second_run_into_one_store_reads_back_its_own_rows_only(tmp_path: Path) -> None:
+    counts = [
+        "SELECT count() AS n FROM byoc_usage FINAL WHERE service_id = '{}'",
+        "SELECT count() AS n FROM byoc_state FINAL WHERE service_id = '{}'",
+        "SELECT count() AS n FROM byoc_alerts FINAL WHERE service_id = '{}' AND fingerprint != ''",
+    ]
+    services = []
+    async with running_store(tmp_path, "") as url, aiohttp.ClientSession() as session:
+        store = HttpStore(url, session)
+        for _ in range(2):
+            done = await asyncio.to_thread(run, "lab.control_plane", "--once", "--store", url)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (service,) = re.findall(r"^service  (\S+)$", done.stdout, re.MULTILINE)
+            services.append(service)
+            (line,) = [line for line in done.stdout.splitlines() if line.startswith("read back")]
+            shown = [int(number) for number in re.findall(r" (\d+) rows", line)]
+            found = [(await fetch_rows(store, one.format(service)))[0]["n"] for one in counts]
+            # The daemons send on until they stop, after the rows have been counted.
+            assert all(0 < few <= all_ for few, all_ in zip(shown, found, strict=True))
+            heads = re.findall(r"^heads    (\d+) confirmed", done.stdout, re.MULTILINE)
+            assert int(heads[0]) >= 2
+        query = "SELECT DISTINCT service_id FROM byoc_usage ORDER BY service_id"
+        assert [row["service_id"] for row in await fetch_rows(store, query)] == sorted(services)
+    assert len(set(services)) == 2
+
+
+async def test_a_store_that_does_not_respond_is_named() -> None:
+    done = await asyncio.to_thread(
+        run, "lab.control_plane", "--once", "--store", "http://127.0.0.1:9/"
+    )
+    assert done.returncode == 1
+    assert "ClickHouse does not respond" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_mistakes_in_settings_are_reported_together() -> None:

@@ -16,7 +16,9 @@ from byoc_agents.app.cloudevents import Agent, encode, parse_rfc3339, rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.message import Message
+from byoc_control_plane.rows import build_row
 from byoc_control_plane.schema import TableEngine, table_statements, tenant_statements
+from byoc_control_plane.store import INSERT_SETTINGS
 from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
 from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, eventful, objects
 from tests.real.control_plane_tables import empty, load_usage, record_progress, rows, store_events
@@ -296,6 +298,22 @@ def silent(database: chdb.session.Session) -> list[str]:
     return [f"{row['replica']} {row['daemon']}" for row in found]
 
 
+def test_events_with_the_times_of_any_clock_are_stored_by_one_insert(
+    database: chdb.session.Session,
+) -> None:
+    """Else the 500 events of a delivery would be answered 503, and sent again, without an end."""
+    months = [f"{1970 + n // 12}-{n % 12 + 1:02}-28T12:00:00Z" for n in range(0, 1560, 4)]
+    bodies = [
+        json.dumps(json.loads(encode(watch_alert(NOON_MS, number))) | {"time": time})
+        for number, time in enumerate(months)
+    ]
+    lines = [build_row(body.encode(), NOON_MS).line.decode() for body in bodies]
+    insert = f"INSERT INTO byoc_alerts SETTINGS {INSERT_SETTINGS} FORMAT JSONEachRow"
+    database.query("\n".join([insert, *lines]))
+    (found,) = rows(database, "SELECT uniqExact(toYYYYMM(time)) AS months FROM byoc_alerts FINAL")
+    assert int(found["months"]) == len(months) == 390
+
+
 def test_a_daemon_is_silent_after_three_heartbeats_of_its_own(
     database: chdb.session.Session,
 ) -> None:
@@ -518,6 +536,6 @@ def test_delays_and_completeness_are_figures_of_a_day(
 def test_every_statement_parses_for_every_engine(
     engine: chdb.session.Session, kind: TableEngine
 ) -> None:
-    """A Keeper and a place for users are not here: those statements are only parsed."""
+    """SharedMergeTree and a place for users are not here: those statements are only parsed."""
     for statement in [*table_statements(kind), *tenant_statements()]:
         assert str(engine.query(f"EXPLAIN AST {statement}"))

@@ -69,6 +69,24 @@ def test_the_printed_values_make_a_release_whose_daemons_accept_them(
     assert "v1/account=111122223333/" in checked["billing-scraper"]
 
 
+@pytest.mark.parametrize("version", helm.VERSIONS)
+@pytest.mark.parametrize(("organization", "service"), [("1e3", "y"), ("0128", "0o17")])
+def test_names_that_look_like_numbers_are_the_same_names_to_helm(
+    version: str, organization: str, service: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = ["--registry", str(tmp_path / "registry"), "--secrets", str(tmp_path / "secrets")]
+    arguments += ["--service", service, "--values", str(EXAMPLE), "--role", ROLE]
+    assert cli.main(["tenant", "add", organization, *arguments]) == 0
+    values = tmp_path / "values.yaml"
+    values.write_text(capsys.readouterr().out)
+    daemons = [one for pod in pods(render.manifests(values, version=version)) for one in pod.ours]
+    assert daemons
+    for found in map(environment, daemons):
+        names = (found["BYOC_ORGANIZATION_ID"], found["BYOC_SERVICE_ID"])
+        assert names == (organization, service)
+
+
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[chdb.session.Session]:
     """Two customers whose exporters have been silent for an hour."""

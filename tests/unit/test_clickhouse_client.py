@@ -136,6 +136,7 @@ ERRORS: dict[str, tuple[int, dict[str, str], bytes, type[ClickHouseError]]] = {
     "error after rows": (200, {}, b'{"meta":[],\nCode: 241. DB::Ex', ClickHouseServerError),
     "a proxy's 502": (502, {}, b"<html>", ClickHouseResponseError),
     "another service": (200, {}, b"<html>", ClickHouseResponseError),
+    "nested JSON": (200, {}, b'{"data":' + b"[" * 50_000, ClickHouseResponseError),
     "redirect": (307, {"Location": "http://127.0.0.1:1/"}, b"", ClickHouseResponseError),
     "cut": (
         200,

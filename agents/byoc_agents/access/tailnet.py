@@ -108,7 +108,7 @@ class KubernetesScaler:
             raise TailnetError(f"no response in {self._timeout.total:g} s") from None
         except (aiohttp.ClientError, SendError, OSError) as error:
             raise TailnetError(type(error).__name__) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise TailnetError("another form: expected a Scale of autoscaling/v1") from None
         if found.spec.replicas != replicas:
             raise TailnetError(f"{found.spec.replicas} replicas: expected {replicas}")

@@ -87,7 +87,7 @@ def verify_evidence(
     verdict.problems += check.find_broken_chain(anchors)
     try:
         check.read_request()
-    except (msgspec.MsgspecError, ValueError, KeyError, DocumentError) as error:
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError, DocumentError) as error:
         verdict.problems.append(f"request.dsse.json: not a request: {error}")
         return verdict
     check.run()
@@ -399,7 +399,7 @@ class _EvidenceCheck:
         lines = self._files.get(name, b"").splitlines()
         try:
             rows = [msgspec.json.decode(line, type=_CollectedRow) for line in lines]
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._add(f"{name}: expected one JSON object per line")
             return
         found = sum(one.type == row for one in rows)
@@ -412,7 +412,7 @@ class _EvidenceCheck:
         """Compare the summary, which the ledger has no digest of, with the ledger."""
         try:
             found = msgspec.json.decode(self._files.get("summary.json", b""), type=_StatedSummary)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._add("summary.json: expected the summary of a grant")
             return
         states, last = self._states(), self._facts[-1]

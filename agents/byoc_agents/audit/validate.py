@@ -35,7 +35,10 @@ _milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is th
 
 def decode(line: bytes) -> UsageRecord:
     """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure."""
-    record = _decode(line)
+    try:
+        record = _decode(line)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
     if not _has_possible_figures(record.data):
         raise ValueError("a CPU figure is negative, too large or no number")
     return record

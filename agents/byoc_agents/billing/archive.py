@@ -152,7 +152,12 @@ def decode_manifest(body: bytes) -> Manifest:
             raise TornObjectError("the manifest has no checksum, or no sane size")
         text = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
         return _decode_manifest(text)
-    except (zstandard.ZstdError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (
+        zstandard.ZstdError,
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
         raise TornObjectError(f"bad manifest: {error}") from error
 
 

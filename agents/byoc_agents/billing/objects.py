@@ -41,7 +41,8 @@ _KEY = re.compile(
     r"(?:^|/)org=(?P<organization_id>[^/]+)/service=(?P<service_id>[^/]+)"
     r"/date=(?P<date>\d{4}-\d\d-\d\d)/hour=(?P<hour>\d\d)"
     r"/(?P<pod>[^/]+)-(?P<epoch>\d+)-(?P<first>\d+)-(?P<last>\d+)"
-    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)\Z"
+    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)\Z",
+    re.ASCII,
 )
 
 
@@ -170,9 +171,17 @@ def runs(lines: Sequence[bytes], *, shared: bool = False) -> list[list[bytes]]:
 
 @lru_cache(maxsize=256)  # a reader parses the key of an object several times
 def parse_key(key: str) -> ObjectKey | None:
-    """Return the fields of a key with any prefix, or None if it is not a billing object's."""
+    """Return the fields of a key with any prefix, or None if it is not a billing object's.
+
+    An organization below the folder of another one is not: only the other one may write there.
+    """
     match = _KEY.search(key)
     if match is None:
+        return None
+    before, own = key[: match.start()], f"org={match['organization_id']}"
+    if "org=" in before and any(
+        part.startswith("org=") and part != own for part in before.split("/")
+    ):
         return None
     organization_id, service_id, date, hour, pod, epoch, first, last, shared = match.groups()
     numbers = (int(epoch), int(first), int(last))

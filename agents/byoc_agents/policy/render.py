@@ -1,5 +1,6 @@
 """The destinations table, and the output of every policy; YAML contains notes as comments."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ from byoc_agents.policy.inputs import Facts, Options, Rendered
 
 COLUMNS = ("host", "port", "protocol", "purpose", "daemon", "how often", "setting")
 WIDTH = 96  # columns of a comment
+AMBIGUOUS = re.compile(  # to PyYAML a text; to Helm, and other readers of YAML, a number or true
+    r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?0[xXoObB][0-9a-fA-F_]+|[yYnN]"
+)
 STACK_FORMS = {"cloudformation": "yaml", "json": "json", "terraform": "text"}
 """Value of --format of a stack -> the form; JSON is CloudFormation's."""
 
@@ -72,7 +76,7 @@ def print_rendered(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]
     """
     if form == "yaml":
         tree = msgspec.json.decode(msgspec.json.encode(rendered.document))  # no shared parts
-        body = yaml.safe_dump(tree, sort_keys=False, width=WIDTH)
+        body = dump_yaml(tree, width=WIDTH)
         return f"---\n{comments(rendered.notes)}{body}", ()
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(rendered.document)).decode() + "\n", (
@@ -85,6 +89,23 @@ def print_rendered(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]
     fit = ["json", *["markdown"] * isinstance(rendered.document, list)]
     fit += [*["text"] * bool(rendered.text), "yaml"]
     raise ConfigError([f"--format: invalid value {form!r}: expected {join(fit)}"])
+
+
+class _Quoting(yaml.SafeDumper):
+    """Quotes also those texts that only another reader of YAML takes for a number or for true."""
+
+
+def _represent_text(dumper: _Quoting, text: str) -> yaml.ScalarNode:
+    style = "'" if AMBIGUOUS.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Quoting.add_representer(str, _represent_text)
+
+
+def dump_yaml(tree: object, *, width: int) -> str:
+    """Return the tree as YAML in which each text is a text for Helm and for CloudFormation too."""
+    return yaml.dump(tree, Dumper=_Quoting, sort_keys=False, width=width)
 
 
 def comments(notes: tuple[str, ...]) -> str:

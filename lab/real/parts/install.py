@@ -447,7 +447,8 @@ def run_command(command: list[str], directory: Path = ROOT) -> str:
 
 def main() -> int:
     """Fetch every part and print its time. Return 1 if one cannot be fetched."""
-    from lab.tailnet import parts as tailnet  # noqa: PLC0415  it imports this module
+    from lab.real.parts import zookeeper  # noqa: PLC0415  these import this module
+    from lab.tailnet import parts as tailnet  # noqa: PLC0415
 
     parts: dict[str, Callable[[], object]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
@@ -468,6 +469,7 @@ def main() -> int:
         "HCL oracle (Go)": hcl_oracle,
         "resource definitions of Istio and cert-manager (Go)": resource_definitions,
         "valgrind, strace": counters,
+        "ZooKeeper": zookeeper.programs,
         "nginx": tailnet.nginx,
         "Tailscale, a coordination server (Go)": tailnet.programs,
     }

@@ -288,6 +288,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "unavailable": (reply(503), "status 503"),
     "a redirect": (reply(307, {"location": "https://example.com/"}), "status 307"),
     "not JSON": (reply(200, JSON, b"secret"), "another form"),
+    "nested JSON": (reply(200, JSON, b'{"x":' * 5000), "another form"),
     "another document": (reply(200, JSON, b'{"kind":"Status"}'), "another form"),
     "another number": (reply(200, JSON, scale_of(3)), "3 replicas: expected 1"),
     "too large": (reply(200, JSON, b" " * (MAX_RESPONSE_BYTES + 1)), "more than"),

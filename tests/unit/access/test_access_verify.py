@@ -353,6 +353,24 @@ async def test_a_summary_that_says_something_else_is_found(
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("request.dsse.json", "request.dsse.json: not a request: "),
+        ("r0-queries.jsonl", "r0-queries.jsonl: expected one JSON object per line"),
+        ("summary.json", "summary.json: expected the summary of a grant"),
+    ],
+)
+async def test_a_file_nested_deeper_than_a_decoder_follows_is_found(
+    name: str, problem: str, pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pack / name).write_bytes(b'{"x":' * 50_000 + b"1" + b"}" * 50_000)
+    sum_again(pack)
+    found = Found(capsys, pack, *KEYS)
+    assert found.code == 1
+    assert any(one.startswith(problem) for one in found.problems), found.problems
+
+
 # Other ends.
 
 

@@ -173,7 +173,17 @@ def test_every_key_reads_back(key: ObjectKey) -> None:
     assert parse_key(f"v1/{key}.jsonl.zst") == key
 
 
-@pytest.mark.parametrize("key", ["", "v1/x", "v1/org=a/service=b/x-1-2-3.jsonl.zst"])
+GOOD = "org=b/service=s/date=2026-11-23/hour=12/p-1-2-3.jsonl.zst"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "v1/x", "v1/org=a/service=b/x-1-2-3.jsonl.zst", f"v1/{GOOD}\n"),
+        *(f"v1/org=a/{GOOD}", f"v1/org=a/service=s/{GOOD}", f"v1/org=b/org=a/x/{GOOD}"),
+        *(f"v1/{GOOD}".replace("12", "\u0661\u0662"), f"v1/{GOOD}".replace("-3.", "-\u0663.")),
+    ],
+)
 def test_another_key_is_none_of_ours(key: str) -> None:
     assert parse_key(key) is None
 

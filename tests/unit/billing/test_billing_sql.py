@@ -29,7 +29,14 @@ def selected(name: str) -> str:
     return found[1]
 
 
+def conditions(name: str) -> str:
+    found = re.search(r"\nWHERE (.*?)(;|\nSETTINGS)", (SQL / name).read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
 def test_both_ways_to_load_read_and_select_the_same() -> None:
+    assert conditions("load.sql") == conditions("s3queue.sql")
     assert structure("load.sql") == structure("s3queue.sql")
     assert selected("load.sql") == selected("s3queue.sql")
 

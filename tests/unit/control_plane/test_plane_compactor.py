@@ -6,6 +6,7 @@ from random import Random
 
 import msgspec
 import pytest
+import zstandard
 from botocore.exceptions import BotoCoreError, ClientError
 
 from byoc_agents.app.cloudevents import encode
@@ -221,11 +222,13 @@ def _impossible(message: Message) -> Message:
     return with_body(message, seal([encode(altered(record, used=used))], created_at_ms=0).body)
 
 
+NESTED = b'{"data":' * 50_000 + b"1" + b"}" * 50_000  # deeper than a decoder follows
 DAMAGE: dict[str, Callable[[Message], Message]] = {
     "torn": torn,
     "no zstd": lambda message: with_body(message, b"x"),
     "a line is missing": lambda message: rewritten(message, lambda lines: lines[1:][::-1]),
     "no JSON": lambda message: rewritten(message, lambda lines: [*lines[:-1], b"{"]),
+    "nested JSON": lambda message: rewritten(message, lambda lines: [*lines[:-1], NESTED]),
     "another pod's records": lambda message: with_body(
         message, objects([history(8).measured()])[0].body
     ),
@@ -273,6 +276,27 @@ async def test_a_foreign_object_stays_and_is_reported(key: str) -> None:
         tally = await harness.compact()
     assert tally.held == 1
     assert list(harness.stored(archived=False)) == [key]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["org=org-2/", "org=org-1/", "org=org-2/service=s/", "org=org-1/v1/", "org=org-2/archive/"],
+)
+async def test_an_object_below_the_folder_of_an_organization_is_foreign(folder: str) -> None:
+    """Who may write there could otherwise write records for another organization."""
+    messages = landing(1)
+    key = messages[0].id.replace("v1/", f"v1/{folder}", 1)
+    async with opened(messages[1:]) as harness:
+        harness.s3.objects[key] = messages[0].body
+        before = await harness.verify()
+        tally = await harness.compact()
+        after = await harness.verify()
+    assert (tally.held, tally.archived, tally.deleted) == (1, *2 * (len(messages) - 1,))
+    assert list(harness.stored(archived=False)) == [key]
+    assert by_key(after) == by_key(before)
+    if "org-2" in folder:
+        assert before.counts["foreign_object"] == 1
+        assert before.records == after.records == 41 - 5
 
 
 async def test_other_bytes_under_an_archived_name_stay_and_are_audited() -> None:
@@ -323,10 +347,12 @@ async def test_an_archive_without_a_manifest_is_reported() -> None:
         assert "torn_object" in (await harness.verify()).counts
 
 
-async def test_a_damaged_manifest_is_reported() -> None:
+@pytest.mark.parametrize("text", [b"", b"{}", b"\xff", NESTED], ids=range(4))
+async def test_a_damaged_manifest_is_reported(text: bytes) -> None:
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(text) if text else b"x"
     async with opened(landing(1)) as harness:
         await harness.compact()
-        harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"] = b"x"
+        harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"] = packed
         harness.add(landing(1)[:1])
         assert (await harness.compact()).held == 1
         assert "torn_object" in (await harness.verify()).counts

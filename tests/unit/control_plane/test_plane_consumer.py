@@ -105,14 +105,21 @@ async def test_a_store_that_is_away_leaves_the_messages_in_the_queue(harness: Ha
     assert harness.queue.waiting == 0
 
 
-async def test_poison_is_set_aside_with_its_text_and_the_group_continues(harness: Harness) -> None:
+@pytest.mark.parametrize(
+    "body",
+    ["no event at all", "[" * 100_000, '{"id":' * 100_000, "9" * 10_000, "null", "\ufeff{}"],
+    ids=["text", "nested arrays", "nested objects", "a large number", "null", "a byte order mark"],
+)
+async def test_poison_is_set_aside_with_its_text_and_the_group_continues(
+    harness: Harness, body: str
+) -> None:
     replica = Replica()
-    harness.queue.add(replica.group, "bad", "no event at all")
+    harness.queue.add(replica.group, "bad", body)
     ids = harness.send(replica)
     assert await harness.consumer.poll() == 2
     assert harness.store.ids("byoc_state") == ids
     (row,) = harness.store.rows["byoc_rejected"]
-    assert (row["body"], row["stream"], row["id"]) == ("no event at all", "state", "m-0")
+    assert (row["body"], row["stream"], row["id"]) == (body, "state", "m-0")
     assert (harness.count("rejected"), harness.queue.waiting) == (1, 0)
 
 

@@ -1,6 +1,7 @@
 """Many senders, few inserts; each sender gets the result of its own rows only."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -57,6 +58,20 @@ async def test_rows_of_several_tables_and_repeats_are_sorted_out(
     alert = build_row(encode(watch_alert(NOW_MS, 1)), NOW_MS)
     await inserter.insert([state, alert, state])
     assert len(store.ids("byoc_state")) == len(store.ids("byoc_alerts")) == 1
+
+
+async def test_an_event_with_the_source_and_id_of_another_organization_replaces_nothing(
+    store: MemoryStore, inserter: Inserter
+) -> None:
+    """One insert has the rows of several senders, and anybody may know a source and an id."""
+    event = json.loads(Replica().message(NOW_MS))
+    foreign = event | {"data": event["data"] | {"organization_id": "org-2"}}
+    other = event | {"data": event["data"] | {"version": "another"}}
+    rows = [build_row(json.dumps(one).encode(), NOW_MS) for one in (event, foreign, other)]
+    await asyncio.gather(*(inserter.insert([row]) for row in rows))
+    assert store.inserts == 1
+    found = [(row["organization_id"], row["version"]) for row in store.rows["byoc_state"]]
+    assert found == [("org-1", "24.8.1"), ("org-2", "24.8.1"), ("org-1", "another")]
 
 
 async def test_refused_rows_fail_their_own_sender_only(

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -226,16 +227,32 @@ async def test_a_batch_is_taken_whole_or_not_at_all(harness: Harness) -> None:
         (b"{}", BATCH, 422),
         (batch(*[b"{}"] * 501), BATCH, 422),
         (b"\xff", BATCH, 422),
+        (b"[" * 100_000, SINGLE, 422),
+        (b"[" * 100_000, BATCH, 422),
+        (b'{"data":' * 100_000, SINGLE, 422),
+        (batch(b'{"x":' * 50_000 + b"1" + b"}" * 50_000), BATCH, 422),
         (b"{}", "application/json", 415),
         (b" " * (MAX_BODY_BYTES + 1), SINGLE, 413),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 async def test_what_can_never_be_stored_is_refused_for_good(
     harness: Harness, body: bytes, kind: str, status: int
 ) -> None:
     assert await harness.post(body, Content_Type=kind) == status
     assert harness.store.rows == {}
+
+
+async def test_a_delivery_whose_id_is_not_a_text_is_refused_for_good(harness: Harness) -> None:
+    """The response to a 415 has the id of the delivery, which may be any bytes here."""
+    head = b"POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer new\r\nwebhook-id: \xff\r\n"
+    head += b"Content-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    url = urlsplit(harness.url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(head)
+    status = await reader.readline()
+    writer.close()
+    assert status.split()[1] == b"415"
 
 
 async def test_a_compressed_body_is_refused_before_it_is_unpacked(harness: Harness) -> None:

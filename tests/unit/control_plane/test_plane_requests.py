@@ -154,6 +154,7 @@ async def test_files_that_are_no_requests_are_left_out(harness: Harness) -> None
         "c": b"x" * 70_000,
         "d": request_envelope(payload_type="application/json"),
         "e": request_envelope(duration_seconds=1),
+        "g": b"[" * 50_000,
     }.items():
         harness.write(content, name)
     os.mkfifo(harness.directory / "f.dsse.json")
@@ -163,7 +164,7 @@ async def test_files_that_are_no_requests_are_left_out(harness: Harness) -> None
         assert len((await harness.get())[1]) == 1
         assert len((await harness.get())[1]) == 1
     named = [line["file"] for line in lines if line["event"] == "requests.not_a_request"]
-    assert len(named) == len(set(named)) == 6, "each is logged once"
+    assert len(named) == len(set(named)) == 7, "each is logged once"
 
 
 async def test_more_requests_than_a_broker_takes_are_left_for_later(harness: Harness) -> None:

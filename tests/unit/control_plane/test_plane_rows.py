@@ -81,8 +81,10 @@ GOOD = json.loads(Replica().message(NOW_MS))
         json.dumps({name: GOOD[name] for name in GOOD if name != "subject"}).encode(),
         json.dumps(GOOD).encode().replace(b"24.8.1", b"\xff"),
         json.dumps(GOOD | {"data": GOOD["data"] | {"version": "\ud800"}}).encode(),
+        json.dumps(GOOD).encode()[:-1] + b',"x":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        json.dumps(GOOD).encode()[:-1] + b',"x":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001,
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_other_bytes_are_an_invalid_event(body: bytes) -> None:
     with pytest.raises(InvalidEventError):

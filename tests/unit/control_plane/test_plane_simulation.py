@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from byoc_agents.app.cloudevents import parse_rfc3339
 from lab.control_plane.simulation import HOUR_MS, START_MS, Fed, count, fleet_messages
 
 SCALE = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
@@ -61,6 +62,19 @@ def test_the_fleet_is_as_described(messages: list[Fed]) -> None:
     assert quiet + lagging + restarted == REPLICAS
     assert lagging / REPLICAS == pytest.approx(0.05, abs=0.02)
     assert restarted / REPLICAS == pytest.approx(0.02, abs=0.012)
+
+
+def test_the_messages_come_in_order_of_time_over_all_replicas(messages: list[Fed]) -> None:
+    """As a queue gets them. Those of one replica are in order of epoch and sequence as well."""
+    assert all(a.at_ms <= b.at_ms for a, b in pairwise(messages))
+    last: dict[str, tuple[int, int]] = {}
+    for one in messages:
+        event = msgspec.json.decode(one.body)
+        assert parse_rfc3339(event["time"]) == one.at_ms
+        number = (event["data"]["epoch"], event["data"]["sequence"])
+        assert number > last.get(one.source, (0, -1))
+        last[one.source] = number
+    assert len(last) == REPLICAS
 
 
 def test_every_message_is_of_the_hour_and_has_a_name_of_its_own(messages: list[Fed]) -> None:

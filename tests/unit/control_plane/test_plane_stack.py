@@ -44,6 +44,19 @@ def template(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("account", ["012345678901", "098765432109", "000000000001"])
+def test_an_account_is_a_text_to_every_reader_of_yaml(
+    account: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader of YAML 1.2 takes unquoted digits for a number, and drops the zero."""
+    names = ["--region", REGION, "--bucket", BUCKET, "--queue", QUEUE, "--owner", account]
+    assert cli.main(["stack", *names, "--account", account]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [line.strip() for line in lines if "aws:PrincipalAccount: " in line]
+    assert found
+    assert set(found) == {f"aws:PrincipalAccount: '{account}'"}
+
+
 def client(service: str) -> Any:
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
     return botocore.session.get_session().create_client(service, region_name=REGION, **keys)

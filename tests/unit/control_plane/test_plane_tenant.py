@@ -109,6 +109,21 @@ def test_add_prints_the_vendors_values_with_those_of_the_customer(
     assert entries(registry, SENDERS) == ["org-1:AROAONE"]
 
 
+def test_the_vendors_texts_stay_texts_for_helm(
+    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Helm takes an unquoted 012345678901 for a number, and PyYAML does not."""
+    (tmp_path / "vendor.yaml").write_text("billingScraper: {bucketOwner: '012345678901', cpu: 1}\n")
+    assert not tenant(
+        registry, "add", "1e3", "--service", "y", "--secrets", tmp_path / "new",
+        "--values", tmp_path / "vendor.yaml",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    for line in ("bucketOwner: '012345678901'", "organizationId: '1e3'", "serviceId: 'y'"):
+        assert line in printed
+    assert "cpu: 1\n" in printed
+
+
 def test_a_second_service_gets_values_and_no_credentials(
     registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,4 +84,8 @@ FROM s3(
         machine_cpus Nullable(Int64),
         counter_milliseconds Nullable(Int64))')
 WHERE type = 'byoc.billing.usage.v1'
+    -- A customer may write below its own folder only. So no record there is of another one.
+    AND has(
+        ['', data.organization_id],
+        extract(_path, '(?:^|/)v1/(?:account=[0-9]{12}/)?org=([^/]+)/'))
 SETTINGS date_time_input_format = 'best_effort';

@@ -94,4 +94,8 @@ SELECT
     data.counter_milliseconds AS counter_milliseconds,
     _path AS object
 FROM byoc_usage_queue
-WHERE type = 'byoc.billing.usage.v1';
+WHERE type = 'byoc.billing.usage.v1'
+    -- A customer may write below its own folder only. So no record there is of another one.
+    AND has(
+        ['', data.organization_id],
+        extract(_path, '(?:^|/)v1/(?:account=[0-9]{12}/)?org=([^/]+)/'));
