@@ -170,6 +170,7 @@ def values() -> dict[str, Any]:
                 "BYOC_ALERTS_MATCHERS": 'alertname=~".+"',  # not of our own rules only
             },
         },
+        "networkPolicy": {"selectClickHouse": True},
         "allowInsecureEndpoints": True,
     }
 

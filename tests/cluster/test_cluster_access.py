@@ -189,7 +189,10 @@ def values_of_broker() -> dict[str, Any]:
         "sidecars": {"spool": {"kind": "emptyDir"}},
         "billingScraper": {"enabled": False},
         "stateExporter": {"enabled": False},
-        "networkPolicy": {"cidrs": {"kubernetes": [f"{API_SERVER}/32"]}},
+        "networkPolicy": {
+            "selectClickHouse": False,
+            "cidrs": {"kubernetes": [f"{API_SERVER}/32"]},
+        },
         "accessBroker": {
             "enabled": True,
             "servers": {"r0": f"https://clickhouse.{NAMESPACE}.svc:8443"},

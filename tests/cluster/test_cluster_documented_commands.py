@@ -78,10 +78,10 @@ def merged() -> Manifest:
     """Return the page's values with the parts replaced that this cluster does not have."""
     (text,) = blocks("yaml")
     page, here = yaml.safe_load(text), environment.values()
-    for name in ("aws", "clickhouse", "allowInsecureEndpoints"):
+    for name in ("aws", "clickhouse", "allowInsecureEndpoints", "networkPolicy"):
         page[name] = here[name]
-    for name in ("networkPolicy", "monitoring", "settings", "image"):
-        del page[name]  # addresses of AWS, another operator's kinds, a registry
+    for name in ("monitoring", "settings", "image"):
+        del page[name]  # another operator's kinds, private names, a registry
     for name in ("billingScraper", "stateExporter", "alertForwarder", "sidecars"):
         page[name] = {**page[name], **here[name]}
     assert page["billingScraper"]["bucket"] == environment.BUCKET

@@ -26,7 +26,8 @@ def write_values(cluster: Cluster, *also: str) -> Path:
     address = cluster.address("localstack", "localstack")
     rules = {"enabled": True, "image": nft.IMAGE, "dns": [f"{resolver}/32"], "also": list(also)}
     cidrs = {LOCALSTACK: [f"{address}/32"]}
-    changes = {"sidecars": {"egressRules": rules}, "networkPolicy": {"cidrs": cidrs}}
+    policy = {"selectClickHouse": False, "cidrs": cidrs}
+    changes = {"sidecars": {"egressRules": rules}, "networkPolicy": policy}
     return environment.write_values(cluster, changes)
 
 

@@ -124,6 +124,10 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "cidrs.sts: 128.0.0.0/1 is wider",
     ),
     "all-resolvers": ("networkPolicy.dns[0]=0.0.0.0/0", "networkPolicy.dns: 0.0.0.0/0 is wider"),
+    "nobody-permits-it-for-clickhouse": (
+        "networkPolicy.selectClickHouse=false",
+        "networkPolicy.selectClickHouse: is required for clickhouse.owner chart with sidecars",
+    ),
     "print-own": ("sidecars.print=true", "sidecars.print"),
     "images-by-tag": (
         "image.requireDigest=true",
@@ -182,7 +186,12 @@ def test_every_value_is_described_and_the_reference_is_current() -> None:
 
 
 NOTES = {
-    "default": ("svc-1 of org-1", "logs -l byoc-agents/sidecars=byoc-agents", "is an emptyDir"),
+    "default": (
+        "svc-1 of org-1",
+        "logs -l byoc-agents/sidecars=byoc-agents",
+        "is an emptyDir",
+        "for ClickHouse in the same pod too",
+    ),
     "altinity": (
         "useTemplates: [{name: byoc-agents}]",
         "podTemplate: byoc-agents",

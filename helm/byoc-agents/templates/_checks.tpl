@@ -62,6 +62,7 @@
 {{- end -}}
 {{- if and (has $v.clickhouse.owner (list "chart" "altinity")) (not (regexMatch "@sha256:[0-9a-f]{64}$" $v.clickhouse.image)) -}}{{- $wrong = append $wrong (printf "clickhouse.image: %s has no digest, which image.requireDigest requires; expected NAME@sha256:DIGEST" $v.clickhouse.image) -}}{{- end -}}
 {{- end -}}
+{{- $wrong = concat $wrong (include "byoc-agents.sharedPolicies" . | fromJsonArray) -}}
 {{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
 {{- if $v.sidecars.egressRules.enabled -}}{{- $wrong = concat $wrong (include "byoc-agents.egressRulesChecks" . | fromJsonArray) -}}{{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.tailnetChecks" . | fromJsonArray) -}}
@@ -75,6 +76,21 @@
 {{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray -}}
 {{- include "byoc-agents.callsAws" . -}}
 {{- end -}}
+{{- end -}}
+
+{{/*
+A policy that selects the pod of the chart's own ClickHouse opens the sidecars' destinations for ClickHouse
+too. The customer has to say so, unless rules by uid refuse them to ClickHouse.
+*/}}
+{{- define "byoc-agents.sharedPolicies" -}}
+{{- $v := .Values -}}
+{{- $wrong := list -}}
+{{- $sidecars := list -}}
+{{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray -}}{{- $sidecars = concat $sidecars .daemons -}}{{- end -}}
+{{- if and $sidecars (eq $v.clickhouse.owner "chart") (or $v.networkPolicy.enabled $v.networkPolicy.cilium) (not $v.networkPolicy.selectClickHouse) (not $v.sidecars.egressRules.enabled) -}}
+{{- $wrong = append $wrong (printf "networkPolicy.selectClickHouse: is required for clickhouse.owner chart with sidecars (%s): a policy selects the whole pod, so the addresses and the resolver that it opens for them are open for ClickHouse too; expected true, which permits that, or sidecars.egressRules.enabled: true, which refuses ClickHouse TCP connections to these addresses by its uid, or placement: deployment for every daemon" (join ", " $sidecars)) -}}
+{{- end -}}
+{{- toJson $wrong -}}
 {{- end -}}
 
 {{/* Mistakes in the addresses of the policies: all addresses at once need networkPolicy.wide. */}}
