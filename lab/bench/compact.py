@@ -1,6 +1,6 @@
 """Measure how fast one core archives objects: `python -m lab.bench.compact --objects 100000`.
 
-The S3 double runs in a process of its own, and its CPU does not count. `--sources memory` measures
+The S3 fake runs in a process of its own, and its CPU does not count. `--sources memory` measures
 the compactor without any HTTP: the checks, the archive and the digests. `--sources directory` reads
 and deletes files. With S3, the CPU of aiobotocore's GET of the same objects is measured as well.
 """
@@ -54,12 +54,12 @@ def serve_bucket(wanted: int, records: int, response: Connection, stop: Event) -
     """Serve the objects until asked to stop; send the URL, then the number of objects left."""
 
     async def run() -> None:
-        async with FakeS3() as double:
-            double.objects = generate(wanted, records)
-            response.send(double.url)
+        async with FakeS3() as fake:
+            fake.objects = generate(wanted, records)
+            response.send(fake.url)
             while not stop.is_set():  # noqa: ASYNC110  another process sets it
                 await asyncio.sleep(0.2)
-            response.send(len(double.objects))
+            response.send(len(fake.objects))
 
     asyncio.run(run())
 

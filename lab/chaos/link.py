@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lab.chaos.loops import LoopThread
-from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
+from lab.fakes.http import FakeHttp, Reply, Request, Script, serving
 from lab.real.scraper import eventually
 
 UPSTREAM_SECONDS = 10.0
@@ -29,7 +29,7 @@ class Link:
         self.given: Callable[[Request], None] = lambda _: None
         self.taken: Callable[[Request, Reply], None] = lambda _request, _reply: None
         self.blocked = False  # nothing gets to the server behind: it is being recreated
-        self.http = HttpDouble(serving, apply=self._apply)
+        self.http = FakeHttp(serving, apply=self._apply)
         self._thread = LoopThread()
         self._open = False
         self.mend()

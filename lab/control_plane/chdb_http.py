@@ -13,14 +13,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from lab.fakes.http import HttpDouble, Reply, Request
+from lab.fakes.http import FakeHttp, Reply, Request
 
 
 class ChdbServer:
     """Executes one statement per request; `broken` answers as a server that is starting."""
 
     def __init__(self, session: Any, port: int = 0) -> None:
-        self.http = HttpDouble(apply=self.apply, port=port)
+        self.http = FakeHttp(apply=self.apply, port=port)
         self.broken = False
         self._session = session
 

@@ -6,7 +6,7 @@ ends by itself. After each kill `verify` must report the same as before, and in 
 must have the bytes of a run that was not killed. `points` kills one run before each of its first
 1,000 accesses, once, and compares the same.
 
-`python -m lab.control_plane.compaction million`: makes the objects in the S3 double, or with
+`python -m lab.control_plane.compaction million`: makes the objects in the S3 fake, or with
 `--sources directory` on the disk, and compares the report of `verify` before and after a run, which
 is the only work of its process. Prints its memory and CPU.
 """
@@ -245,16 +245,16 @@ def serve_million(wanted: int, records: int, hours: int, response: Connection) -
     """
 
     async def run() -> None:
-        async with FakeS3() as double:
+        async with FakeS3() as fake:
             audit = Audit()
             messages = {one.id: one.body for one in hours_of(wanted, records, hours)}
             for key in sorted(messages):
                 audit.add(key, messages[key])
-                double.objects[key] = messages[key]
+                fake.objects[key] = messages[key]
             messages.clear()
-            response.send((audit.report("v1/"), double.url))
+            response.send((audit.report("v1/"), fake.url))
             while await asyncio.to_thread(response.recv) != "stop":
-                response.send(sum(1 for key in double.objects if key.startswith("v1/org=")))
+                response.send(sum(1 for key in fake.objects if key.startswith("v1/org=")))
 
     asyncio.run(run())
 
@@ -274,15 +274,15 @@ def run_alone_over_http(url: str, response: Connection) -> None:
 
 
 def compact_over_http(wanted: int, records: int, hours: int) -> dict[str, Any]:
-    """Compact a bucket of the S3 double in a process of its own; return the figures.
+    """Compact a bucket of the S3 fake in a process of its own; return the figures.
 
-    The originals are verified in the double's memory, and the archives over HTTP. Raises
+    The originals are verified in the fake's memory, and the archives over HTTP. Raises
     RuntimeError if the reports differ.
     """
     context = multiprocessing.get_context("spawn")
     (store, theirs), (ours, childs) = context.Pipe(), context.Pipe()
-    double = context.Process(target=serve_million, args=(wanted, records, hours, theirs))
-    double.start()
+    fake = context.Process(target=serve_million, args=(wanted, records, hours, theirs))
+    fake.start()
     try:
         before, url = store.recv()
         sys.stderr.write(f"{before.records} records are served\n")
@@ -308,8 +308,8 @@ def compact_over_http(wanted: int, records: int, hours: int) -> dict[str, Any]:
         after = audit.report("v1/")
         store.send("stop")
     finally:
-        double.terminate()
-        double.join()
+        fake.terminate()
+        fake.join()
     return figures_of(wanted, (before, after, left), (cpu, peak, wall, load))
 
 

@@ -14,7 +14,7 @@ from lab.demo.process import Child, end, started, written
 from lab.real.parts import install
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # of the double's account
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # of the fake's account
 
 
 class _Listening(msgspec.Struct):

@@ -1,7 +1,7 @@
 """A fleet's hour of state messages through consumers that are killed.
 
 `python -m lab.control_plane.simulation` simulates 10,000 replicas for one hour: their heartbeats,
-and the changes and restarts of a few of them. The messages pass the SQS double, or with
+and the changes and restarts of a few of them. The messages pass the SQS fake, or with
 `--localstack` the queue of LocalStack, and two consumers (`--consumers`) that are killed with
 SIGKILL at random moments, into chdb. At the end the rows are compared with the messages by
 (source, id).
@@ -45,7 +45,7 @@ FAST_MS, SLOW_MS = 60_000, 300_000  # between two heartbeats; as the exporter's 
 FAST_FOR_MS = 600_000  # after a change
 CHANGED, RESTARTED = 0.05, 0.02  # of the replicas, within the hour
 LAGGING_MS = 600_000
-MAX_WAITING = 20_000  # messages in the double
+MAX_WAITING = 20_000  # messages in the fake
 RUN_SECONDS = 0.6  # at most, from the moment a consumer listens
 
 
@@ -133,8 +133,8 @@ class Queue(Protocol):
         ...
 
 
-class DoubleQueue:
-    """The SQS double, in this process."""
+class FakeQueue:
+    """The SQS fake, in this process."""
 
     def __init__(self, queue: FakeFifo) -> None:
         self.environment = {"BYOC_PLANE_QUEUE_URL": queue.queue_url}
@@ -186,10 +186,10 @@ class LocalStackQueue:
 
 @asynccontextmanager
 async def opened_queue(directory: Path, *, real: bool) -> AsyncIterator[Queue]:
-    """Yield an empty queue: LocalStack's if `real`, else the double."""
+    """Yield an empty queue: LocalStack's if `real`, else the fake."""
     if not real:
-        async with FakeFifo() as double:
-            yield DoubleQueue(double)
+        async with FakeFifo() as fake:
+            yield FakeQueue(fake)
         return
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     with localstack(directory) as running:

@@ -1,6 +1,6 @@
 """Measure one core of the control plane: `python -m lab.control_plane.throughput`.
 
-Two figures: the consumer behind the SQS double, ten messages per request as SQS allows, and the
+Two figures: the consumer behind the SQS fake, ten messages per request as SQS allows, and the
 receiver with batches of 100 events. The store is chdb in a process of its own, and its CPU does not
 count; the CPU of the measured process does, from its start to the last acknowledged message.
 """

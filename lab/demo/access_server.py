@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from lab.fakes.access import ClickHouseDouble
+from lab.fakes.access import FakeClickHouseServer
 from lab.tailnet.listener import (
     HTTPS_PORT,
     NATIVE_PORT,
@@ -37,7 +37,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     native: int  # port for engineers
 
 
-def response_of(server: ClickHouseDouble) -> Answer:
+def response_of(server: FakeClickHouseServer) -> Answer:
     """Return the answers to the engineers' queries: REFUSED without a user."""
 
     async def answer(query: Query) -> tuple[int, bytes]:
@@ -51,7 +51,7 @@ async def main(host: str, *arguments: str) -> None:
     """Serve until killed."""
     certificate, key, authority, *given = arguments
     native, https = given or (NATIVE_PORT, HTTPS_PORT)
-    server = ClickHouseDouble(lambda: time.time_ns() // 1_000_000)
+    server = FakeClickHouseServer(lambda: time.time_ns() // 1_000_000)
     context = strict_context(Path(certificate), Path(key), Path(authority))
     ports = (int(native), int(https))
     serving = listening(host, context, response_of(server), ports, server.log_in)

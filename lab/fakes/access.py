@@ -33,7 +33,7 @@ import msgspec
 from byoc_agents.access import clickhouse_sql as sql
 from byoc_agents.access.server_checks import formatted_views
 from lab.fakes.clickhouse_native import ServerError
-from lab.fakes.http import HttpDouble, Reply, Request
+from lab.fakes.http import FakeHttp, Reply, Request
 
 CREATE = re.compile(
     r"CREATE USER IF NOT EXISTS (?P<name>byoc_grant_[0-9a-f]{32})(?P<storage> IN memory)?"
@@ -66,7 +66,7 @@ LOCKED: Row = {"host_ip": [], "host_names": [], "host_names_regexp": [], "host_n
 
 
 @dataclass
-class ClickHouseDouble:
+class FakeClickHouseServer:
     """One server. Tests change its fields; `refused` maps a part of a statement to a code."""
 
     clock_ms: Callable[[], int]
@@ -89,7 +89,7 @@ class ClickHouseDouble:
     logins: int = 0  # sessions of the native protocol that began
 
     def __post_init__(self) -> None:
-        self.http = HttpDouble(apply=self._apply)
+        self.http = FakeHttp(apply=self._apply)
         self.query_runs = asyncio.Event()  # set when LONG_QUERY begins
         self._kills: dict[str, asyncio.Event] = {}  # user -> set by KILL QUERY
 
@@ -253,7 +253,7 @@ class ClickHouseDouble:
 class UserSession:
     """A session of the native protocol, with the user and its end as they were at the login."""
 
-    def __init__(self, server: ClickHouseDouble, user: Row) -> None:
+    def __init__(self, server: FakeClickHouseServer, user: Row) -> None:
         self._server, self._user = server, user
         self._end_ms = _end_ms(user)
 

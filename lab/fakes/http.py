@@ -178,7 +178,7 @@ def always(behavior: Behavior) -> Script:
     return in_order(then=behavior)
 
 
-class HttpDouble:
+class FakeHttp:
     """A server on a loopback port. `async with` starts and stops it; `script` may be replaced.
 
     Tests read `requests`, `connections` and `bytes_received`.

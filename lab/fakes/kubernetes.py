@@ -10,13 +10,13 @@ import json
 import re
 import ssl
 
-from lab.fakes.http import HttpDouble, Reply, Request
+from lab.fakes.http import FakeHttp, Reply, Request
 
 SCALE = re.compile(r"/apis/apps/v1/namespaces/([^/]+)/deployments/([^/]+)/scale")
 JSON = {"content-type": "application/json"}
 
 
-class KubernetesDouble:
+class FakeKubernetes:
     """Deployments by NAMESPACE/NAME. Tests change `replicas` and `pods`."""
 
     def __init__(
@@ -29,7 +29,7 @@ class KubernetesDouble:
         self.pods = dict.fromkeys(deployments, 0)
         self.token = token
         self.instant = True  # whether pods come and go with the patch
-        self.http = HttpDouble(apply=self._apply, tls=tls)
+        self.http = FakeHttp(apply=self._apply, tls=tls)
 
     def _apply(self, request: Request) -> Reply:
         if request.headers.get("authorization") != f"Bearer {self.token}":

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
+from lab.fakes.http import FakeHttp, Reply, Request, Script, serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class FakeS3:
         self.deleted: list[str] = []
         self.undeletable: set[str] = set()  # keys whose deletion is refused
         self.page_keys = 1000  # of one response to ListObjectsV2; S3 quota
-        self.http = HttpDouble(script, apply=self.apply, port=port)
+        self.http = FakeHttp(script, apply=self.apply, port=port)
         self._owner = owner
         self._on_put = on_put
 

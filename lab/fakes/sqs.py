@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from lab.fakes.http import (
     Behavior,
-    HttpDouble,
+    FakeHttp,
     Reply,
     Request,
     Script,
@@ -61,7 +61,7 @@ class FakeSqs:
     ) -> None:
         self.messages: list[Sent] = []
         self.entries = 0
-        self.http = HttpDouble(script, apply=self.apply, port=port)
+        self.http = FakeHttp(script, apply=self.apply, port=port)
         self.refuse = refuse
         self._on_sent = on_sent
         self._known: dict[tuple[str, str], str] = {}

@@ -8,7 +8,7 @@ from typing import Any, Self
 from byoc_agents.clickhouse import ClickHouseError, ClickHouseServerError
 from byoc_agents.state import queries
 from byoc_agents.state.observation import ProbeSource
-from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
+from lab.fakes.http import FakeHttp, Reply, Request, Script, serving
 
 MODERN: dict[str, str] = {  # a server of 2024, busy enough for every figure
     "version": "24.8.4.13.altinitystable",
@@ -120,7 +120,7 @@ class FakeClickHouse:
         self, script: Script = serving, *, password: str = "", text: str = "my_db.my_table"
     ) -> None:
         self.server = ScriptedServer()
-        self.http = HttpDouble(script, apply=self.apply)
+        self.http = FakeHttp(script, apply=self.apply)
         self._password = password
         self._headers = {"X-ClickHouse-Server-Display-Name": text}
         self._text = text

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from lab.fakes.http import HttpDouble, Reply, Request
+from lab.fakes.http import FakeHttp, Reply, Request
 
 
 class Engine(Protocol):
@@ -17,7 +17,7 @@ class Front:
     """A server that answers each request with the engine's result, and keeps the queries."""
 
     def __init__(self, engine: Engine) -> None:
-        self.http = HttpDouble(apply=self.apply)
+        self.http = FakeHttp(apply=self.apply)
         self.asked: list[str] = []
         self._engine = engine
 

@@ -29,7 +29,7 @@ from byoc_agents.sinks.s3 import S3Sink
 from byoc_agents.sinks.sqs import SqsSink
 from lab.fakes.http import (
     Behavior,
-    HttpDouble,
+    FakeHttp,
     Reply,
     Request,
     always,
@@ -143,24 +143,24 @@ FOREIGN: dict[str, tuple[Behavior, tuple[Reason, Reason, Reason]]] = {
 
 
 @asynccontextmanager
-async def s3(double: HttpDouble, session: AioSession) -> AsyncIterator[Sink]:
-    gate = Gate([s3_destination("bucket", REGION, double.url)])
-    async with S3Sink(session, gate, "bucket", region=REGION, endpoint_url=double.url) as sink:
+async def s3(fake: FakeHttp, session: AioSession) -> AsyncIterator[Sink]:
+    gate = Gate([s3_destination("bucket", REGION, fake.url)])
+    async with S3Sink(session, gate, "bucket", region=REGION, endpoint_url=fake.url) as sink:
         yield sink
 
 
 @asynccontextmanager
-async def sqs(double: HttpDouble, session: AioSession) -> AsyncIterator[Sink]:
-    queue = f"{double.url}/000000000000/state.fifo"
+async def sqs(fake: FakeHttp, session: AioSession) -> AsyncIterator[Sink]:
+    queue = f"{fake.url}/000000000000/state.fifo"
     async with SqsSink(session, Gate([sqs_destination(queue)]), queue, region=REGION) as sink:
         yield sink
 
 
 @asynccontextmanager
-async def https(double: HttpDouble, _: AioSession) -> AsyncIterator[Sink]:
+async def https(fake: FakeHttp, _: AioSession) -> AsyncIterator[Sink]:
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         yield HttpsSink(
-            f"{double.url}/v1/events",
+            f"{fake.url}/v1/events",
             session,
             token=lambda: "token",
             signing_secret=lambda: SECRET,
@@ -181,13 +181,13 @@ SINKS = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(SINKS))
-async def far(request: pytest.FixtureRequest) -> AsyncIterator[tuple[HttpDouble, Sink, int]]:
+async def far(request: pytest.FixtureRequest) -> AsyncIterator[tuple[FakeHttp, Sink, int]]:
     """Give a receiver, a sink that leads to it, and the sink's place in the table."""
     session = aws_session(Gate([]), REGION)
     session.set_credentials("AKIAEXAMPLE", "secret")
     opened, apply = SINKS[request.param]
-    async with HttpDouble(apply=apply) as double, opened(double, session) as sink:
-        yield double, sink, list(SINKS).index(request.param)
+    async with FakeHttp(apply=apply) as fake, opened(fake, session) as sink:
+        yield fake, sink, list(SINKS).index(request.param)
 
 
 def kept(outcome: Outcome) -> bool:
@@ -197,28 +197,28 @@ def kept(outcome: Outcome) -> bool:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("behavior", "expected"), FOREIGN.values(), ids=FOREIGN)
 async def test_a_foreign_response_neither_stores_nor_rejects(
-    far: tuple[HttpDouble, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
+    far: tuple[FakeHttp, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
 ) -> None:
-    double, sink, place = far
-    double.script = always(behavior)
-    double.requests.clear()
+    fake, sink, place = far
+    fake.script = always(behavior)
+    fake.requests.clear()
     (outcome,) = await sink.send([EVENT])
     assert kept(outcome)
     assert outcome.reason is expected[place]
-    assert len(double.requests) == 1, "one attempt is one request"
+    assert len(fake.requests) == 1, "one attempt is one request"
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("behavior", "expected"), FOREIGN.values(), ids=FOREIGN)
 async def test_a_foreign_response_after_an_accepted_message_makes_no_dead_letter(
-    far: tuple[HttpDouble, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
+    far: tuple[FakeHttp, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
 ) -> None:
     """What the receiver accepted shortly before makes a foreign rejection no more credible."""
-    double, sink, place = far
-    double.script = in_order()
+    fake, sink, place = far
+    fake.script = in_order()
     (first,) = await sink.send([Message("first", "t", b'{"id":"first"}', 0, group="g")])
     assert ACTIONS[first.reason] is Action.DONE
-    double.script = always(behavior)
+    fake.script = always(behavior)
     outcomes = list(await sink.send([EVENT, OTHER][: sink.max_messages]))
     assert all(kept(outcome) for outcome in outcomes)
     assert outcomes[0].reason is expected[place]
@@ -254,15 +254,15 @@ OWN: dict[str, tuple[int, Callable[[Request], Reply], Reason]] = {
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("place", "response", "reason"), OWN.values(), ids=OWN)
 async def test_the_receivers_own_form_counts(
-    far: tuple[HttpDouble, Sink, int],
+    far: tuple[FakeHttp, Sink, int],
     place: int,
     response: Callable[[Request], Reply],
     reason: Reason,
 ) -> None:
-    double, sink, at = far
+    fake, sink, at = far
     if at != place:
         return
-    double.script = lambda request: reply_with(response(request))
+    fake.script = lambda request: reply_with(response(request))
     (outcome,) = await sink.send([EVENT])
     assert outcome.reason is reason
 
@@ -273,9 +273,9 @@ def reply_with(response: Reply) -> Behavior:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_control_planes_own_rejection_of_one_event_counts(
-    far: tuple[HttpDouble, Sink, int],
+    far: tuple[FakeHttp, Sink, int],
 ) -> None:
-    double, sink, at = far
+    fake, sink, at = far
     if at != list(SINKS).index("https"):
         return
 
@@ -286,7 +286,7 @@ async def test_the_control_planes_own_rejection_of_one_event_counts(
         body = {"webhook_id": delivery, "code": "invalid_event"}
         return reply(422, JSON, json.dumps(body).encode())
 
-    double.script = respond
+    fake.script = respond
     outcomes = await sink.send([EVENT, OTHER])
     assert [outcome.reason for outcome in outcomes] == [Reason.REJECTED, Reason.OK]
 

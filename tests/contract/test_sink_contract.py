@@ -68,7 +68,7 @@ async def on_moto(moto: str) -> AsyncIterator[Backend]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def on_double() -> AsyncIterator[Backend]:
+async def on_fake() -> AsyncIterator[Backend]:
     async with FakeS3() as s3:
         gate = Gate([s3_destination("bucket", REGION, s3.url)])
 
@@ -94,7 +94,7 @@ def _files(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
 
 
-@pytest.fixture(params=["on_moto", "on_double", "on_disk"])
+@pytest.fixture(params=["on_moto", "on_fake", "on_disk"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     made: Backend = request.getfixturevalue(request.param)
     return made

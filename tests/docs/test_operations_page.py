@@ -40,7 +40,7 @@ WORDS = {
     Action.HOLD: "held",
     Action.DEAD_LETTER: "dead letter",
 }
-ELSEWHERE = {"demo", "doubles"}  # programs with logs of their own
+ELSEWHERE = {"demo", "fakes"}  # programs with logs of their own
 
 
 def rows(heading: str) -> list[list[str]]:

@@ -22,7 +22,7 @@ from byoc_agents.message import Message
 from byoc_agents.schema.transport import CHANNELS
 from byoc_agents.sinks.https import HttpsSink
 from lab.fakes.billing import ReplicaHistory
-from lab.fakes.http import HttpDouble, always, reply
+from lab.fakes.http import FakeHttp, always, reply
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
 from tests.unit.egress.test_egress_aws import STS_RESPONSE
@@ -106,7 +106,7 @@ async def test_sts_gets_the_documented_headers_and_parameters(
 ) -> None:
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-    async with HttpDouble(always(reply(200, {}, STS_RESPONSE))) as sts:
+    async with FakeHttp(always(reply(200, {}, STS_RESPONSE))) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         gate = Gate([https_destination(sts.url, purpose="p", daemon="d", setting="s")])
         await fetch_credentials(aws_session(gate, s3_sinks.HERE))
@@ -121,7 +121,7 @@ async def test_the_agent_on_the_node_gets_the_documented_headers(
     token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
-    async with HttpDouble(always(reply(200, {}, AGENT_ANSWER))) as agent:
+    async with FakeHttp(always(reply(200, {}, AGENT_ANSWER))) as agent:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         gate = Gate([https_destination(agent.url, purpose="p", daemon="d", setting="s")])
         await fetch_credentials(aws_session(gate, s3_sinks.HERE))
@@ -146,7 +146,7 @@ async def test_a_queue_message_has_the_documented_headers_and_attributes(
 
 
 async def test_an_alert_has_the_documented_headers() -> None:
-    async with HttpDouble(always(reply(200))) as plane:
+    async with FakeHttp(always(reply(200))) as plane:
         gate = Gate([https_destination(plane.url, purpose="p", daemon="d", setting="s")])
         async with gate.session() as client:
             sink = https_sink(plane.url, client)

@@ -1,6 +1,6 @@
 """Exactly once, with an oracle: kills at every step, lost responses, bad responses, lost disks.
 
-The oracle is the S3 double (each object written, and how often), the shipped verifier (nothing
+The oracle is the S3 fake (each object written, and how often), the shipped verifier (nothing
 missing, doubled, torn or overlapping) and the truth about the target's counter.
 """
 

@@ -11,7 +11,7 @@ from clickhouse_driver import Client
 
 from byoc_agents.access import clickhouse_sql as sql
 from lab.demo.access_server import response_of
-from lab.fakes.access import QUERY, ClickHouseDouble
+from lab.fakes.access import QUERY, FakeClickHouseServer
 from lab.fakes.core import START_MS, FakeClock
 from lab.tailnet import certificates
 from lab.tailnet.certificates import GRANT
@@ -27,7 +27,7 @@ class Server:
 
     def __init__(self, files: Path) -> None:
         self.clock = FakeClock()
-        self.double = ClickHouseDouble(lambda: self.clock.wall_ns() // 1_000_000)
+        self.fake = FakeClickHouseServer(lambda: self.clock.wall_ns() // 1_000_000)
         self.port = self.https_port = 0
         self.clients: list[Client] = []
         self._files = files
@@ -45,7 +45,7 @@ class Server:
 
     async def administer(self, statement: str) -> None:
         """Run a statement as the broker does, over HTTP."""
-        asked = urllib.request.Request(self.double.http.url, statement.encode())
+        asked = urllib.request.Request(self.fake.http.url, statement.encode())
         with await asyncio.to_thread(urllib.request.urlopen, asked, timeout=10) as reply:
             assert reply.status == 200
 
@@ -68,8 +68,8 @@ class Server:
         """Serve the broker and the engineers. Every client is closed at the end."""
         own, key, authority = map(Path, certificates.server_files(self._files))
         context = strict_context(own, key, authority)
-        log_in, answer = self.double.log_in, response_of(self.double)
-        async with self.double.http, listening(LOCAL, context, answer, (0, 0), log_in) as ports:
+        log_in, answer = self.fake.log_in, response_of(self.fake)
+        async with self.fake.http, listening(LOCAL, context, answer, (0, 0), log_in) as ports:
             self.port, self.https_port = ports
             yield
             for client in self.clients:

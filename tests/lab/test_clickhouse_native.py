@@ -52,7 +52,7 @@ async def test_the_certificates_user_logs_in_and_queries(server: Server) -> None
     assert await ask(client) == [(USER,)]
     assert await ask(client) == [(USER,)]
     assert client.connection.server_info.name == "ClickHouse stand-in"
-    assert server.double.logins == 1, "the client kept its session, after a ping"
+    assert server.fake.logins == 1, "the client kept its session, after a ping"
 
 
 @pytest.mark.parametrize("certificate", ["", "expired", "foreign"])
@@ -63,7 +63,7 @@ async def test_without_a_valid_certificate_the_handshake_fails(
     with pytest.raises((NetworkError, EOFError, OSError)) as error:
         await ask(server.client(certificate))
     assert not isinstance(error.value, ServerException)
-    assert server.double.logins == 0
+    assert server.fake.logins == 0
 
 
 async def test_a_certificate_logs_in_as_its_own_user_only(server: Server) -> None:
@@ -71,7 +71,7 @@ async def test_a_certificate_logs_in_as_its_own_user_only(server: Server) -> Non
     await server.create_user(OTHER_GRANT)
     for user in (OTHER_USER, "default", ""):
         assert await code_of(server.client(user=user)) == AUTHENTICATION_FAILED
-    assert server.double.logins == 0
+    assert server.fake.logins == 0
     assert await ask(server.client()) == [(USER,)]
 
 
@@ -80,12 +80,12 @@ async def test_a_live_session_is_refused_at_the_end_of_its_user(server: Server) 
     await server.create_user()
     client = server.client()
     assert await ask(client) == [(USER,)]
-    server.double.users[USER]["valid_until"] = [START_MS // 1000 + 2 * MINUTE_SECONDS]
+    server.fake.users[USER]["valid_until"] = [START_MS // 1000 + 2 * MINUTE_SECONDS]
     server.clock.step_wall(MINUTE_SECONDS - 0.001)
     assert await ask(client) == [(USER,)]
     server.clock.step_wall(0.001)
     assert await code_of(client) == USER_EXPIRED
-    assert server.double.logins == 1, "the session was live"
+    assert server.fake.logins == 1, "the session was live"
     assert await ask(client) == [(USER,)], "the client has logged in again"
     server.clock.step_wall(MINUTE_SECONDS)
     assert await code_of(server.client()) == AUTHENTICATION_FAILED
@@ -102,7 +102,7 @@ async def test_a_live_session_is_refused_after_its_user_was_dropped(server: Serv
     assert await code_of(clients[0]) == AUTHENTICATION_FAILED, "a new login"
     await server.create_user()
     assert await code_of(clients[1]) == ErrorCodes.UNKNOWN_USER
-    assert server.double.logins == 2
+    assert server.fake.logins == 2
 
 
 async def test_a_running_query_ends_by_kill_query_only(server: Server) -> None:
@@ -110,7 +110,7 @@ async def test_a_running_query_ends_by_kill_query_only(server: Server) -> None:
     client = server.client()
     running = asyncio.create_task(code_of(client, LONG_QUERY))
     async with asyncio.timeout(10):
-        await server.double.query_runs.wait()
+        await server.fake.query_runs.wait()
     await server.administer(sql.drop_user(GRANT))
     server.clock.step_wall(MINUTE_SECONDS)
     with suppress(TimeoutError):
@@ -125,7 +125,7 @@ async def test_each_query_is_in_query_log(server: Server) -> None:
     client = server.client()
     await ask(client)
     assert await code_of(client, "DROP TABLE t") == ErrorCodes.SYNTAX_ERROR
-    kinds = [(row["query"], row["type"]) for row in server.double.query_log[USER]]
+    kinds = [(row["query"], row["type"]) for row in server.fake.query_log[USER]]
     assert kinds == [
         *((QUERY, "QueryStart"), (QUERY, "QueryFinish")),
         *(("DROP TABLE t", "QueryStart"), ("DROP TABLE t", "ExceptionWhileProcessing")),

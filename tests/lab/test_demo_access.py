@@ -14,7 +14,7 @@ import pytest
 from byoc_agents.access.clickhouse_admin import user_of
 from lab.demo import access_route
 from lab.demo.access import RECORD
-from lab.fakes.access import CANCELLED, LONG_QUERY, RUNNING_QUERY, ClickHouseDouble
+from lab.fakes.access import CANCELLED, LONG_QUERY, RUNNING_QUERY, FakeClickHouseServer
 from lab.tailnet.certificates import GRANT
 
 USER, URI = user_of(GRANT), f"spiffe://svc-1.byoc/grant/{GRANT}"
@@ -74,31 +74,31 @@ def test_a_machine_without_the_parts_gets_the_reason(
 
 
 @pytest.fixture
-def double() -> ClickHouseDouble:
-    double = ClickHouseDouble(lambda: 0)
-    double.users[USER] = {"auth_params": [USER_PARAMS], "valid_until": [1], "name": USER}
-    return double
+def fake() -> FakeClickHouseServer:
+    fake = FakeClickHouseServer(lambda: 0)
+    fake.users[USER] = {"auth_params": [USER_PARAMS], "valid_until": [1], "name": USER}
+    return fake
 
 
-async def post(double: ClickHouseDouble, statement: str) -> None:
-    async with aiohttp.ClientSession() as session, session.post(double.http.url, data=statement):
+async def post(fake: FakeClickHouseServer, statement: str) -> None:
+    async with aiohttp.ClientSession() as session, session.post(fake.http.url, data=statement):
         pass
 
 
 async def test_a_long_query_survives_its_user_and_ends_by_kill_query(
-    double: ClickHouseDouble,
+    fake: FakeClickHouseServer,
 ) -> None:
     """As ClickHouse's documentation of DROP USER and KILL QUERY says."""
-    async with double.http:
-        running = asyncio.create_task(double.run_query(URI, LONG_QUERY))
+    async with fake.http:
+        running = asyncio.create_task(fake.run_query(URI, LONG_QUERY))
         await asyncio.sleep(0)  # it begins
-        assert await double.run_query(URI, RUNNING_QUERY) == "1\n"
-        await post(double, f"DROP USER IF EXISTS {USER}")
-        assert await double.run_query(URI, RUNNING_QUERY) is None
+        assert await fake.run_query(URI, RUNNING_QUERY) == "1\n"
+        await post(fake, f"DROP USER IF EXISTS {USER}")
+        assert await fake.run_query(URI, RUNNING_QUERY) is None
         assert not running.done()
-        assert len(double.running[USER]) == 1
-        await post(double, f"KILL QUERY WHERE user = '{USER}' ASYNC")
+        assert len(fake.running[USER]) == 1
+        await post(fake, f"KILL QUERY WHERE user = '{USER}' ASYNC")
         assert await running == CANCELLED
-    assert double.running == {}
-    rows = [row["type"] for row in double.query_log[USER] if row["query"] == LONG_QUERY]
+    assert fake.running == {}
+    rows = [row["type"] for row in fake.query_log[USER] if row["query"] == LONG_QUERY]
     assert rows == ["QueryStart", "ExceptionWhileProcessing"]

@@ -36,7 +36,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     certificates.make(tmp_path / "certificates", "svc-1", dt.datetime.now(dt.UTC))
     made = Server(tmp_path / "certificates")
     with engineer(tmp_path, READER) as engine:
-        made.double.engine = lambda text: str(engine.query(text, "TSV"))
+        made.fake.engine = lambda text: str(engine.query(text, "TSV"))
         async with made.serving():
             await made.create_user()
             yield made
@@ -56,7 +56,7 @@ async def test_a_certificates_user_reads_the_views_of_its_role_and_nothing_else(
     with pytest.raises(ServerException) as error:
         await ask(client, HASHED)
     assert error.value.code == 516
-    kinds = [row["type"] for row in server.double.query_log[USER]]
+    kinds = [row["type"] for row in server.fake.query_log[USER]]
     assert kinds.count("QueryFinish") == 1
     assert kinds.count("ExceptionWhileProcessing") == len(REFUSED)
 

@@ -429,7 +429,7 @@ async def test_the_command_of_the_hook_ends_all_access(
     (job,) = [one for one in added(*broker) if one["kind"] == "Job"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
     program = Program(made_folder(tmp_path))
-    async with program.doubles():
+    async with program.fakes():
         async with program.running():
             await program.order(Submit(envelope=program.request()), "1")
             await program.order(Approve(id=GRANT_ID, by="anna"), "2")
@@ -448,7 +448,7 @@ async def test_the_hook_fails_while_access_is_open(broker: tuple[str, ...], tmp_
     (job,) = [one for one in added(*broker, *flags) if one["kind"] == "Job"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
     program = Program(made_folder(tmp_path))
-    async with program.doubles():
+    async with program.fakes():
         async with program.running():
             await program.order(Submit(envelope=program.request()), "1")
             await program.order(Approve(id=GRANT_ID, by="anna"), "2")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lab.fakes.clickhouse_native import ServerError
-from lab.fakes.http import HttpDouble, Reply, Request
+from lab.fakes.http import FakeHttp, Reply, Request
 from lab.real.parts.install import ROOT
 from lab.tailnet import certificates
 from lab.tailnet.listener import HTTPS_PORT, NATIVE_PORT, Query, listening, strict_context
@@ -146,7 +146,7 @@ async def run_script(directory: Path, host: str, *, wrong: bool) -> tuple[int, l
     if wrong:
         context.verify_mode = ssl.CERT_OPTIONAL
     server = Server(wrong=wrong)
-    administrator = HttpDouble(apply=server.administer)
+    administrator = FakeHttp(apply=server.administer)
     ports = (NATIVE_PORT, HTTPS_PORT)
     programs = directory / "bin"
     programs.mkdir()

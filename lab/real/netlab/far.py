@@ -74,7 +74,7 @@ class FarSides:
 
         def respond(request: Request) -> Reply:
             bucket = request.headers["host"].partition(".")[0]
-            by_path = replace(request, target=f"/{bucket}{request.target}")  # as the double wants
+            by_path = replace(request, target=f"/{bucket}{request.target}")  # as the fake wants
             if self._permits(by_path, endpoint):
                 return self._unless_sent_away(self.s3.apply)(by_path)
             self.refused_by_policy.append(endpoint)

@@ -138,8 +138,8 @@ async def running_daemons(directory: Path, target: str) -> AsyncIterator[Daemons
     """Start the services and the daemons; end them at the exit."""
     async with AsyncExitStack() as stack:
         s3, sqs, clickhouse = FakeS3(), FakeSqs(), FakeClickHouse()
-        for double in (s3, sqs, clickhouse):
-            await stack.enter_async_context(double)
+        for fake in (s3, sqs, clickhouse):
+            await stack.enter_async_context(fake)
         clickhouse.server.rows = dict(HEALTHY)
         plane, own = await stack.enter_async_context(control_plane())
         session = await stack.enter_async_context(aiohttp.ClientSession())

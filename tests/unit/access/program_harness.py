@@ -1,4 +1,4 @@
-"""The program `byoc-agents run access-broker` as a process, between doubles of its partners."""
+"""The program `byoc-agents run access-broker` as a process, between fakes of its partners."""
 
 import asyncio
 import json
@@ -20,8 +20,8 @@ from byoc_agents.access.orders import Order, OrderFolder
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.format import FactLine, LedgerLine, ReceiptLine, decode
 from byoc_agents.ledger.segments import Segments
-from lab.fakes.access import ClickHouseDouble
-from lab.fakes.http import HttpDouble, Reply, Request
+from lab.fakes.access import FakeClickHouseServer
+from lab.fakes.http import FakeHttp, Reply, Request
 from tests.unit.access.access_documents import policy_text, request_envelope
 
 LIMIT_SECONDS = 30.0
@@ -32,7 +32,7 @@ class ControlPlane:
     """It lists envelopes, and keeps the events that it receives."""
 
     def __init__(self) -> None:
-        self.http = HttpDouble(apply=self._apply)
+        self.http = FakeHttp(apply=self._apply)
         self.envelopes: list[bytes] = []
         self.events: list[dict[str, Any]] = []
         self.polls: list[Request] = []
@@ -55,11 +55,11 @@ class ControlPlane:
 
 
 class Program:
-    """The state directory and the doubles: they survive the process."""
+    """The state directory and the fakes: they survive the process."""
 
     def __init__(self, directory: Path, replicas: Sequence[str] = ("r0", "r1")) -> None:
         self.directory = directory
-        self.servers = {name: ClickHouseDouble(now_ms) for name in replicas}
+        self.servers = {name: FakeClickHouseServer(now_ms) for name in replicas}
         self.plane = ControlPlane()
         self.policy = directory / "policy.yaml"
         self.policy.write_text(policy_text())
@@ -98,7 +98,7 @@ class Program:
         }
 
     @asynccontextmanager
-    async def doubles(self) -> AsyncIterator[None]:
+    async def fakes(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             for http in (self.plane.http, *(one.http for one in self.servers.values())):
                 await stack.enter_async_context(http)

@@ -13,7 +13,7 @@ from byoc_agents.access.clickhouse_server import MAX_LOG_BYTES, PAGE_ROWS, Click
 from byoc_agents.access.clickhouse_sql import BROKER_USER, Names, Storage
 from byoc_agents.access.errors import ServerError
 from byoc_agents.clickhouse import Bounds, ClickHouse
-from lab.fakes.access import ClickHouseDouble
+from lab.fakes.access import FakeClickHouseServer
 from lab.fakes.core import START_MS
 from lab.fakes.http import always, close, garbage, hang, lose, reply
 from tests.unit.access.access_documents import GRANT_ID
@@ -29,42 +29,42 @@ ACCOUNT = GrantAccount(
 
 
 @pytest.fixture
-async def double() -> AsyncIterator[ClickHouseDouble]:
-    made = ClickHouseDouble(lambda: START_MS)
+async def fake() -> AsyncIterator[FakeClickHouseServer]:
+    made = FakeClickHouseServer(lambda: START_MS)
     async with made.http:
         yield made
 
 
 @pytest.fixture
-async def server(double: ClickHouseDouble) -> AsyncIterator[ClickHouseServer]:
-    async with client(double) as one, client(double, seconds=30.0) as logs:
+async def server(fake: FakeClickHouseServer) -> AsyncIterator[ClickHouseServer]:
+    async with client(fake) as one, client(fake, seconds=30.0) as logs:
         yield ClickHouseServer("r0", one, logs, Storage.DEFAULT)
 
 
-def client(double: ClickHouseDouble, **bounds: Any) -> ClickHouse:
+def client(fake: FakeClickHouseServer, **bounds: Any) -> ClickHouse:
     limits = Bounds(**{"seconds": 0.5, "response_bytes": 1 << 20} | bounds)
-    return ClickHouse(double.http.url, BROKER_USER, "secret", bounds=limits)
+    return ClickHouse(fake.http.url, BROKER_USER, "secret", bounds=limits)
 
 
 async def test_a_user_is_created_read_back_and_dropped(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
     assert await server.find_differences(ACCOUNT) == ["missing"]
     await server.create_user(ACCOUNT)
     assert await server.find_differences(ACCOUNT) == []
     assert await server.list_users() == [USER]
     end = dt.datetime.fromtimestamp(ACCOUNT.end_ms / 1000, tz=dt.UTC)
-    assert f"VALID UNTIL '{end:%Y-%m-%dT%H:%M:%SZ}'" in double.statements[1]
+    assert f"VALID UNTIL '{end:%Y-%m-%dT%H:%M:%SZ}'" in fake.statements[1]
     await server.drop_user(USER)
     await server.drop_user(USER)
     assert await server.list_users() == []
 
 
 async def test_the_login_is_the_brokers_and_is_in_no_url(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
     await server.create_user(ACCOUNT)
-    (request,) = double.http.requests
+    (request,) = fake.http.requests
     assert request.headers["x-clickhouse-user"] == BROKER_USER
     assert "secret" not in request.target
 
@@ -77,27 +77,27 @@ async def test_an_existing_user_stays_and_the_difference_is_found(
     assert await server.find_differences(ACCOUNT) == ["role"]
 
 
-async def test_the_user_may_be_kept_in_memory(double: ClickHouseDouble) -> None:
-    async with client(double) as one:
+async def test_the_user_may_be_kept_in_memory(fake: FakeClickHouseServer) -> None:
+    async with client(fake) as one:
         await ClickHouseServer("r0", one, one, Storage.MEMORY).create_user(ACCOUNT)
-    assert f"{USER} IN memory IDENTIFIED" in double.statements[0]
+    assert f"{USER} IN memory IDENTIFIED" in fake.statements[0]
 
 
 async def test_queries_are_listed_and_killed(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.running[USER] = ["q-1", "q-2"]
+    fake.running[USER] = ["q-1", "q-2"]
     assert await server.running_queries(USER) == ["q-1", "q-2"]
     await server.kill_queries(USER)
     assert await server.running_queries(USER) == []
 
 
 async def test_an_orphan_of_any_name_with_the_prefix_is_dropped(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
     await server.drop_user("byoc_grant_by_hand")
     await server.kill_queries("byoc_grant_by_hand")
-    assert double.statements == [
+    assert fake.statements == [
         "DROP USER IF EXISTS byoc_grant_by_hand",
         "KILL QUERY WHERE user = 'byoc_grant_by_hand' ASYNC",
     ]
@@ -105,20 +105,20 @@ async def test_an_orphan_of_any_name_with_the_prefix_is_dropped(
 
 @pytest.mark.parametrize("user", ["default", "byoc_grant_", "byoc_grant_x; DROP USER y"])
 async def test_another_user_is_never_part_of_a_statement(
-    double: ClickHouseDouble, server: ClickHouseServer, user: str
+    fake: FakeClickHouseServer, server: ClickHouseServer, user: str
 ) -> None:
     for method in (server.drop_user, server.kill_queries, server.running_queries):
         with pytest.raises(ServerError, match="expected"):
             await method(user)
-    assert double.statements == []
+    assert fake.statements == []
 
 
 async def test_a_role_that_is_not_of_the_shipped_sql_creates_no_user(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
     with pytest.raises(ServerError, match="role: expected one of byoc_access_metrics"):
         await server.create_user(msgspec.structs.replace(ACCOUNT, role="admin"))
-    assert double.statements == []
+    assert fake.statements == []
 
 
 async def test_a_server_with_the_shipped_sql_has_no_problem(server: ClickHouseServer) -> None:
@@ -126,17 +126,17 @@ async def test_a_server_with_the_shipped_sql_has_no_problem(server: ClickHouseSe
 
 
 async def test_a_failed_check_has_its_name_and_what_is_expected(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.version = "25.7.1.1"
+    fake.version = "25.7.1.1"
     (problem,) = await server.find_problems(plain_names=False, allow_open_system=False)
     assert problem.startswith("version: has '25.7.1.1': expected 25.8.19.7")
 
 
 async def test_plain_views_are_compared_if_the_policy_shows_names(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.names = Names.PLAIN
+    fake.names = Names.PLAIN
     assert await server.find_problems(plain_names=True, allow_open_system=False) == []
     assert await server.find_problems(plain_names=False, allow_open_system=False)
 
@@ -153,9 +153,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_every_failure_is_one_kind_of_error(
-    double: ClickHouseDouble, server: ClickHouseServer, fault: Any
+    fake: FakeClickHouseServer, server: ClickHouseServer, fault: Any
 ) -> None:
-    double.http.script = always(fault)
+    fake.http.script = always(fault)
     calls = (
         server.find_problems(plain_names=False, allow_open_system=False),
         server.read_clock_ms(),
@@ -173,9 +173,9 @@ async def test_every_failure_is_one_kind_of_error(
 
 @pytest.mark.parametrize("body", [b'{"meta":[],"data":[]}', b'{"meta":[],"data":[[]]}'])
 async def test_a_response_of_another_form_is_an_error_of_that_server(
-    double: ClickHouseDouble, server: ClickHouseServer, body: bytes
+    fake: FakeClickHouseServer, server: ClickHouseServer, body: bytes
 ) -> None:
-    double.http.script = always(reply(200, {}, body))
+    fake.http.script = always(reply(200, {}, body))
     for call in (
         server.find_problems(plain_names=False, allow_open_system=False),
         server.read_clock_ms(),
@@ -186,12 +186,12 @@ async def test_a_response_of_another_form_is_an_error_of_that_server(
 
 
 async def test_after_a_lost_response_the_user_may_exist(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.http.script = always(lose())
+    fake.http.script = always(lose())
     with pytest.raises(ServerError):
         await server.create_user(ACCOUNT)
-    assert USER in double.users
+    assert USER in fake.users
 
 
 # The logs.
@@ -211,12 +211,12 @@ async def collect(server: ClickHouseServer) -> CollectedLogs:
 
 
 async def test_the_lines_of_both_logs_are_collected_after_a_flush(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.query_log[USER] = lines(3)
-    double.session_log = {USER: [{"time": 1, "type": "LoginFailure"}, {"time": 2, "type": "x"}]}
+    fake.query_log[USER] = lines(3)
+    fake.session_log = {USER: [{"time": 1, "type": "LoginFailure"}, {"time": 2, "type": "x"}]}
     logs = await collect(server)
-    assert double.statements[0] == "SYSTEM FLUSH LOGS"
+    assert fake.statements[0] == "SYSTEM FLUSH LOGS"
     assert [msgspec.json.decode(one)["query_id"] for one in logs.queries.splitlines()] == [
         *("q-0", "q-0", "q-1", "q-1", "q-2", "q-2")
     ]
@@ -232,9 +232,9 @@ async def test_the_lines_of_both_logs_are_collected_after_a_flush(
 
 
 async def test_a_server_without_session_log_has_no_gap_and_no_count_of_logins(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.query_log[USER] = lines(1)
+    fake.query_log[USER] = lines(1)
     logs = await collect(server)
     assert (logs.sessions, logs.gap) == (b"", "")
     assert "failed_logins" not in logs.counts
@@ -242,56 +242,56 @@ async def test_a_server_without_session_log_has_no_gap_and_no_count_of_logins(
 
 @pytest.mark.parametrize("count", [PAGE_ROWS // 2, PAGE_ROWS // 2 + 1, PAGE_ROWS])
 async def test_a_long_log_is_read_in_pages(
-    double: ClickHouseDouble, server: ClickHouseServer, count: int
+    fake: FakeClickHouseServer, server: ClickHouseServer, count: int
 ) -> None:
-    double.query_log[USER] = lines(count)
+    fake.query_log[USER] = lines(count)
     logs = await collect(server)
     assert (len(logs.queries.splitlines()), logs.gap) == (2 * count, "")
 
 
 async def test_pages_become_smaller_if_a_response_is_too_large(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.query_log[USER] = lines(30, "x" * 100_000)
+    fake.query_log[USER] = lines(30, "x" * 100_000)
     logs = await collect(server)
     assert (len(logs.queries.splitlines()), logs.gap) == (60, "")
 
 
 async def test_the_lines_end_at_the_limit_and_the_record_has_a_gap(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.query_log[USER] = lines(60, "x" * 100_000)
+    fake.query_log[USER] = lines(60, "x" * 100_000)
     logs = await collect(server)
     assert MAX_LOG_BYTES < len(logs.queries) < MAX_LOG_BYTES + (1 << 20)
     assert logs.gap == "query_log has more lines than are collected"
 
 
 async def test_fewer_lines_than_the_server_counts_are_a_gap(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.query_log[USER], double.hidden_lines = lines(3), 1
+    fake.query_log[USER], fake.hidden_lines = lines(3), 1
     assert (await collect(server)).gap == "query_log has 6 lines, and 5 were read"
 
 
 async def test_a_server_that_refuses_to_flush_gives_its_lines_and_a_gap(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.query_log[USER], double.refused["FLUSH LOGS"] = lines(1), 497
+    fake.query_log[USER], fake.refused["FLUSH LOGS"] = lines(1), 497
     logs = await collect(server)
     assert (len(logs.queries.splitlines()), logs.gap) == (2, "the server refused to write its logs")
 
 
 async def test_a_server_without_query_log_is_a_gap(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.refused["FROM system.query_log"] = 60
+    fake.refused["FROM system.query_log"] = 60
     logs = await collect(server)
     assert (logs.queries, logs.gap) == (b"", "the server has no query_log")
 
 
 async def test_a_log_that_cannot_be_read_is_tried_again(
-    double: ClickHouseDouble, server: ClickHouseServer
+    fake: FakeClickHouseServer, server: ClickHouseServer
 ) -> None:
-    double.refused["FROM system.query_log"] = 241  # memory limit exceeded
+    fake.refused["FROM system.query_log"] = 241  # memory limit exceeded
     with pytest.raises(ServerError, match="code 241"):
         await collect(server)

@@ -27,7 +27,7 @@ NOBODY: dict[str, list[str]] = {"r0": [], "r1": []}
 @pytest.fixture
 async def program(tmp_path: Path) -> AsyncIterator[Program]:
     made = Program(tmp_path)
-    async with made.doubles():
+    async with made.fakes():
         yield made
 
 

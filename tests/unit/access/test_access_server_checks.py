@@ -14,7 +14,7 @@ from byoc_agents.access.server_checks import (
     judge_views_user,
 )
 from byoc_agents.clickhouse import ClickHouse, ClickHouseServerError, Row
-from lab.fakes.access import ClickHouseDouble
+from lab.fakes.access import FakeClickHouseServer
 
 FILE_PROBE = "SELECT length(file("
 
@@ -181,7 +181,7 @@ async def test_a_server_whose_file_function_asks_for_no_grant_is_refused(
     code: int | None, found: bool
 ) -> None:
     """497 alone says that it asks for one: with 107 and 481 it has looked for the file."""
-    server = ClickHouseDouble(clock_ms=lambda: 0)
+    server = FakeClickHouseServer(clock_ms=lambda: 0)
     del server.refused[FILE_PROBE]
     if code is not None:
         server.refused[FILE_PROBE] = code
@@ -195,7 +195,7 @@ async def test_a_server_whose_file_function_asks_for_no_grant_is_refused(
 
 
 async def test_another_error_of_the_file_function_is_not_a_passed_check() -> None:
-    server = ClickHouseDouble(clock_ms=lambda: 0)
+    server = FakeClickHouseServer(clock_ms=lambda: 0)
     server.refused[FILE_PROBE] = 241
     async with server.http, ClickHouse(server.http.url) as client:
         with pytest.raises(ClickHouseServerError):

@@ -14,7 +14,7 @@ from byoc_agents.access.source import BrokerCollector
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.errors import SendError
 from lab.fakes.core import FakeClock
-from lab.fakes.http import HttpDouble, Reply, always, close, garbage, hang, in_order, reply
+from lab.fakes.http import FakeHttp, Reply, always, close, garbage, hang, in_order, reply
 from tests.unit.access.scripted_broker import Harness
 
 JSON = {"content-type": "application/json"}
@@ -22,14 +22,14 @@ PAGE = Path(__file__).parents[3] / "docs" / "access.md"
 
 
 @pytest.fixture
-async def plane() -> AsyncIterator[HttpDouble]:
-    double = HttpDouble(apply=lambda _: Reply(200, JSON | {"etag": '"1"'}, b'{"envelopes":[{}]}'))
-    async with double:
-        yield double
+async def plane() -> AsyncIterator[FakeHttp]:
+    fake = FakeHttp(apply=lambda _: Reply(200, JSON | {"etag": '"1"'}, b'{"envelopes":[{}]}'))
+    async with fake:
+        yield fake
 
 
 @pytest.fixture
-async def poller(plane: HttpDouble) -> AsyncIterator[RequestPoller]:
+async def poller(plane: FakeHttp) -> AsyncIterator[RequestPoller]:
     async with aiohttp.ClientSession() as session:
         yield RequestPoller(
             f"{plane.url}/requests?secret",
@@ -43,7 +43,7 @@ async def poller(plane: HttpDouble) -> AsyncIterator[RequestPoller]:
 
 
 async def test_a_response_stays_until_it_is_settled_and_then_only_changes_are_asked(
-    plane: HttpDouble, poller: RequestPoller
+    plane: FakeHttp, poller: RequestPoller
 ) -> None:
     await poller.poll()
     response = poller.take()
@@ -78,7 +78,7 @@ FAULTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_a_failed_poll_gives_nothing_and_is_reported(
-    plane: HttpDouble, poller: RequestPoller, fault: Any
+    plane: FakeHttp, poller: RequestPoller, fault: Any
 ) -> None:
     plane.script = always(fault)
     with pytest.raises(SendError):

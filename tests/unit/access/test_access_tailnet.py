@@ -31,8 +31,8 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.format import FactLine
 from lab.fakes.certificate import certificate
 from lab.fakes.core import FakeClock
-from lab.fakes.http import HttpDouble, Reply, always, close, garbage, hang, lose, reply
-from lab.fakes.kubernetes import JSON, KubernetesDouble
+from lab.fakes.http import FakeHttp, Reply, always, close, garbage, hang, lose, reply
+from lab.fakes.kubernetes import JSON, FakeKubernetes
 from tests.unit.access.access_documents import GRANT_ID, request_envelope
 from tests.unit.access.program_harness import Program, until
 from tests.unit.access.scripted_broker import Harness
@@ -233,10 +233,10 @@ async def test_a_defect_of_the_scaler_does_not_end_the_task(clock: FakeClock) ->
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[KubernetesDouble]:
-    double = KubernetesDouble(*DEPLOYMENTS.values())
-    async with double.http:
-        yield double
+async def api() -> AsyncIterator[FakeKubernetes]:
+    fake = FakeKubernetes(*DEPLOYMENTS.values())
+    async with fake.http:
+        yield fake
 
 
 @pytest.fixture
@@ -252,13 +252,13 @@ Made = Callable[..., KubernetesScaler]
 
 
 @pytest.fixture
-async def made(api: KubernetesDouble, account: Path) -> AsyncIterator[Made]:
+async def made(api: FakeKubernetes, account: Path) -> AsyncIterator[Made]:
     async with aiohttp.ClientSession() as session:
         yield lambda url=api.http.url: KubernetesScaler(url, account, session, timeout_seconds=0.5)
 
 
 async def test_a_patch_sets_the_replicas_and_returns_the_pods(
-    api: KubernetesDouble, made: Made
+    api: FakeKubernetes, made: Made
 ) -> None:
     scaler: DeploymentScaler = made()
     assert [await scaler.scale("db/tailnet-metrics", n) for n in (1, 1, 0, 0)] == [0, 1, 1, 0]
@@ -267,7 +267,7 @@ async def test_a_patch_sets_the_replicas_and_returns_the_pods(
 
 
 async def test_a_new_token_of_the_kubelet_is_used_at_once(
-    api: KubernetesDouble, made: Made, account: Path
+    api: FakeKubernetes, made: Made, account: Path
 ) -> None:
     scaler = made()
     await scaler.scale("db/tailnet-metrics", 1)
@@ -301,7 +301,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("fault", "error"), FAULTS.values(), ids=FAULTS)
 async def test_a_failure_is_one_error_without_text_of_the_response(
-    api: KubernetesDouble, made: Made, fault: Any, error: str
+    api: FakeKubernetes, made: Made, fault: Any, error: str
 ) -> None:
     api.http.script = always(fault)
     with pytest.raises(TailnetError, match=error) as caught:
@@ -311,7 +311,7 @@ async def test_a_failure_is_one_error_without_text_of_the_response(
 
 @pytest.mark.parametrize("text", ["", " \n", "two\nlines", "caf\u00e9"])
 async def test_a_token_that_no_header_can_contain_is_not_sent(
-    api: KubernetesDouble, made: Made, account: Path, text: str
+    api: FakeKubernetes, made: Made, account: Path, text: str
 ) -> None:
     (account / "token").write_text(text)
     with pytest.raises(TailnetError, match="token of the service account"):
@@ -337,7 +337,7 @@ async def test_only_the_clusters_own_authority_is_trusted(account: Path, tmp_pat
     stranger, _ = certificate(tmp_path / "other", "localhost")
     response = Reply(200, JSON, scale_of(1))
     async with (
-        HttpDouble(apply=lambda _: response, tls=context) as server,
+        FakeHttp(apply=lambda _: response, tls=context) as server,
         aiohttp.ClientSession() as session,
     ):
         url = server.url.replace("localhost", "127.0.0.1")
@@ -381,7 +381,7 @@ def test_each_deployment_is_a_destination_with_its_own_path() -> None:
 
 
 async def test_the_gate_refuses_every_other_path_of_the_api(
-    api: KubernetesDouble, account: Path
+    api: FakeKubernetes, account: Path
 ) -> None:
     setting = {"BYOC_ACCESS_TAILNET": "metrics=db/tailnet-metrics"}
     url = {"BYOC_ACCESS_KUBERNETES_URL": api.http.url}
@@ -563,8 +563,8 @@ async def test_the_program_scales_the_endpoint_for_the_time_of_the_grant(
     """Over TLS, with the process's gate and its system calls as they are in a pod."""
     context, served = server_context(tmp_path)
     (account / "ca.crt").write_bytes(served.read_bytes())
-    program, api = Program(tmp_path), KubernetesDouble("db/tailnet-clickhouse", tls=context)
-    async with program.doubles(), api.http:
+    program, api = Program(tmp_path), FakeKubernetes("db/tailnet-clickhouse", tls=context)
+    async with program.fakes(), api.http:
         environ = {
             "BYOC_ACCESS_TAILNET": "clickhouse=db/tailnet-clickhouse",
             "BYOC_ACCESS_KUBERNETES_URL": api.http.url.replace("localhost", "127.0.0.1"),

@@ -1,4 +1,4 @@
-"""A bucket of the S3 double, compactors on it, and audits of it."""
+"""A bucket of the S3 fake, compactors on it, and audits of it."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager

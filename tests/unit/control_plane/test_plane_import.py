@@ -220,7 +220,7 @@ def test_the_command_names_what_is_missing(
 async def test_the_command_stores_and_writes_a_receipt(
     harness: Harness, tmp_path: Path, options: list[str]
 ) -> None:
-    """With the S3 double, as a process: twice, with one receipt that removes everything."""
+    """With the S3 fake, as a process: twice, with one receipt that removes everything."""
     made = harness.add_objects(3)
     file = tmp_path / "export.byoc"
     file.write_bytes((await harness.export())[0])

@@ -22,7 +22,7 @@ from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.quick_get import QuickGet
 from byoc_control_plane.quick_http import QuickHttp
 from byoc_control_plane.signature import Keys
-from lab.fakes.http import HttpDouble, Script, close, cut, garbage, in_order, reply, serve
+from lab.fakes.http import FakeHttp, Script, close, cut, garbage, in_order, reply, serve
 from lab.fakes.s3 import FakeS3
 from tests.unit.control_plane.compactor_harness import BEFORE, landing, opened
 
@@ -77,7 +77,7 @@ async def test_only_a_whole_response_with_its_checksum_is_used(
     status: int, headers: Mapping[str, str], body: bytes, found: bytes | None
 ) -> None:
     script = in_order(reply(status, headers, body))
-    async with HttpDouble(script) as server, quick_get(server.url) as quick:
+    async with FakeHttp(script) as server, quick_get(server.url) as quick:
         assert await quick.get(KEY) == found
         assert len(server.requests) == 1
 
@@ -87,7 +87,7 @@ async def test_a_connection_that_fails_is_left_to_botocore(behavior: Any) -> Non
     def script(_: object) -> Any:
         return behavior
 
-    async with HttpDouble(script) as server, quick_get(server.url) as quick:
+    async with FakeHttp(script) as server, quick_get(server.url) as quick:
         assert await quick.get(KEY) is None
 
 
@@ -118,24 +118,24 @@ async def test_an_archive_is_the_same_with_either_get(status: int) -> None:
 
 @pytest.mark.parametrize("quick_too", [True, False])
 async def test_a_list_is_the_same_with_and_without_botocore(*, quick_too: bool) -> None:
-    async with FakeS3() as double, AsyncExitStack() as stack:
-        double.page_keys = 3
+    async with FakeS3() as fake, AsyncExitStack() as stack:
+        fake.page_keys = 3
         names = [f"v1/org=o{n}/a b&<\u00fc>" for n in range(8)]
         names += [] if quick_too else ["v1/org=x/y"]
-        double.objects = dict.fromkeys(names, b"12") | {"v2": b"1"}
+        fake.objects = dict.fromkeys(names, b"12") | {"v2": b"1"}
         options = {"aws_access_key_id": "AKID", "aws_secret_access_key": "secret"}
         client = await stack.enter_async_context(
             get_session().create_client(
-                "s3", endpoint_url=double.url, region_name="eu-west-1", **options
+                "s3", endpoint_url=fake.url, region_name="eu-west-1", **options
             )
         )
-        quick = await stack.enter_async_context(quick_get(double.url))
+        quick = await stack.enter_async_context(quick_get(fake.url))
         bucket = Bucket(client, "usage", quick if quick_too else None)
         found = [(one.key, one.size) async for one in bucket.list_objects("v1/org=")]
         assert found == [(name, 2) for name in sorted(names)]
-        agents = {one.headers["user-agent"] == "quick" for one in double.http.requests}
+        agents = {one.headers["user-agent"] == "quick" for one in fake.http.requests}
         assert agents == {quick_too}
-        assert len(double.http.requests) == 3
+        assert len(fake.http.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -144,5 +144,5 @@ async def test_a_list_is_the_same_with_and_without_botocore(*, quick_too: bool) 
      b"<a><IsTruncated>false</IsTruncated><Contents><Key>k</Key></Contents></a>"],
 )  # fmt: skip
 async def test_a_response_that_is_not_a_list_is_left_to_botocore(body: bytes) -> None:
-    async with HttpDouble(in_order(reply(200, {}, body))) as server, quick_get(server.url) as quick:
+    async with FakeHttp(in_order(reply(200, {}, body))) as server, quick_get(server.url) as quick:
         assert await quick.list_page("v1/", "") is None

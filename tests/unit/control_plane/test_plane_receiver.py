@@ -245,7 +245,9 @@ async def test_what_can_never_be_stored_is_refused_for_good(
 
 async def test_a_delivery_whose_id_is_not_a_text_is_refused_for_good(harness: Harness) -> None:
     """The response to a 415 has the id of the delivery, which may be any bytes here."""
-    head = b"POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer new\r\nwebhook-id: \xff\r\n"
+    head = (
+        b"POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer new\r\nwebhook-id: \xff\r\n"
+    )
     head += b"Content-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     url = urlsplit(harness.url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)

@@ -218,7 +218,7 @@ async def test_a_directory_that_is_gone_is_an_error_that_the_broker_survives(
 async def test_the_states_of_a_request_from_the_program_of_the_broker(tmp_path: Path) -> None:
     """The broker takes the request from this list, and its events become rows, none is refused."""
     program = Program(tmp_path)
-    async with program.doubles(), serving(tmp_path, SystemClock()) as plane:
+    async with program.fakes(), serving(tmp_path, SystemClock()) as plane:
         urls = {
             "BYOC_ACCESS_REQUESTS_URL": f"{plane.url}?service=svc-1",
             "BYOC_ACCESS_EVENTS_URL": plane.url.replace(REQUESTS_PATH, PATH),

@@ -15,14 +15,14 @@ from byoc_control_plane.store import (
     insert_rows,
     open_store,
 )
-from lab.fakes.http import Behavior, HttpDouble, Reply, always, close, garbage, hang, redirect
+from lab.fakes.http import Behavior, FakeHttp, Reply, always, close, garbage, hang, redirect
 from lab.fakes.http import reply as respond_with
 
 
 @pytest.fixture
-async def double() -> AsyncIterator[HttpDouble]:
-    async with HttpDouble() as double:
-        yield double
+async def fake() -> AsyncIterator[FakeHttp]:
+    async with FakeHttp() as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -31,39 +31,39 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-def store_at(double: HttpDouble, session: aiohttp.ClientSession) -> HttpStore:
-    url = double.url.replace("//", "//writer@") + "/?database=vendor"
+def store_at(fake: FakeHttp, session: aiohttp.ClientSession) -> HttpStore:
+    url = fake.url.replace("//", "//writer@") + "/?database=vendor"
     return HttpStore(url, session, password="pass word", timeout_seconds=0.3)
 
 
 async def test_rows_are_the_body_and_the_statement_is_a_parameter(
-    double: HttpDouble, session: aiohttp.ClientSession
+    fake: FakeHttp, session: aiohttp.ClientSession
 ) -> None:
-    await insert_rows(store_at(double, session), "byoc_state", [b'{"a":1}', b'{"a":2}'])
-    (request,) = double.requests
+    await insert_rows(store_at(fake, session), "byoc_state", [b'{"a":1}', b'{"a":2}'])
+    (request,) = fake.requests
     assert request.body == b'{"a":1}\n{"a":2}'
     assert "database=vendor" in request.target
     assert "wait_end_of_query=1" in request.target
     assert "INSERT+INTO+byoc_state" in request.target
     assert request.headers["x-clickhouse-user"] == "writer"
     assert request.headers["x-clickhouse-key"] == "pass word"
-    assert "pass" not in repr(store_at(double, session))
+    assert "pass" not in repr(store_at(fake, session))
 
 
 async def test_rows_of_a_query_are_read(session: aiohttp.ClientSession) -> None:
-    async with HttpDouble(apply=lambda _: Reply(200, {}, b'{"n":1}\n{"n":2}\n')) as double:
-        found = await fetch_rows(store_at(double, session), "SELECT n FROM t")
+    async with FakeHttp(apply=lambda _: Reply(200, {}, b'{"n":1}\n{"n":2}\n')) as fake:
+        found = await fetch_rows(store_at(fake, session), "SELECT n FROM t")
     assert found == [{"n": 1}, {"n": 2}]
-    assert double.requests[0].body.startswith(b"SELECT n FROM t SETTINGS ")
+    assert fake.requests[0].body.startswith(b"SELECT n FROM t SETTINGS ")
 
 
 @pytest.mark.parametrize("code", [6, 27, 41, 117])
 async def test_an_error_in_the_data_is_for_good(
-    double: HttpDouble, session: aiohttp.ClientSession, code: int
+    fake: FakeHttp, session: aiohttp.ClientSession, code: int
 ) -> None:
-    double.script = always(respond_with(400, {"X-ClickHouse-Exception-Code": str(code)}))
+    fake.script = always(respond_with(400, {"X-ClickHouse-Exception-Code": str(code)}))
     with pytest.raises(RowsRefusedError):
-        await insert_rows(store_at(double, session), "t", [b"{}"])
+        await insert_rows(store_at(fake, session), "t", [b"{}"])
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ async def test_an_error_in_the_data_is_for_good(
     ids=range(10),
 )
 async def test_every_other_failure_is_tried_again(
-    double: HttpDouble, session: aiohttp.ClientSession, behavior: Behavior
+    fake: FakeHttp, session: aiohttp.ClientSession, behavior: Behavior
 ) -> None:
-    double.script = always(behavior)
+    fake.script = always(behavior)
     with pytest.raises(StoreError) as raised:
-        await insert_rows(store_at(double, session), "t", [b"{}"])
+        await insert_rows(store_at(fake, session), "t", [b"{}"])
     assert not isinstance(raised.value, RowsRefusedError)
 
 

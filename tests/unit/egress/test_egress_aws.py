@@ -6,7 +6,7 @@ from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session, fetc
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate, Refusal
 from byoc_agents.errors import Reason, SendError
-from lab.fakes.http import HttpDouble, always, redirect, reply
+from lab.fakes.http import FakeHttp, always, redirect, reply
 
 REGION = "eu-west-1"
 STS_RESPONSE = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>
@@ -41,7 +41,7 @@ async def reason_of(gate: Gate) -> SendError:
 
 
 async def test_the_nodes_role_is_not_asked_for(bare: pytest.MonkeyPatch) -> None:
-    async with HttpDouble() as imds:
+    async with FakeHttp() as imds:
         bare.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
         bare.setenv("AWS_EC2_METADATA_DISABLED", "false")
         error = await reason_of(Gate([]))
@@ -61,7 +61,7 @@ async def test_no_program_is_started_for_credentials(
 
 
 async def test_irsa_asks_sts_through_the_gate(irsa: pytest.MonkeyPatch) -> None:
-    async with HttpDouble(always(reply(200, {}, STS_RESPONSE))) as sts:
+    async with FakeHttp(always(reply(200, {}, STS_RESPONSE))) as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         session = aws_session(Gate([https_destination(sts.url)]), REGION)
         await fetch_credentials(session)
@@ -73,7 +73,7 @@ async def test_irsa_asks_sts_through_the_gate(irsa: pytest.MonkeyPatch) -> None:
 
 async def test_an_sts_that_is_no_destination_is_refused(irsa: pytest.MonkeyPatch) -> None:
     refused: list[Refusal] = []
-    async with HttpDouble() as sts:
+    async with FakeHttp() as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         error = await reason_of(Gate([], on_refused=lambda why, _: refused.append(why)))
     assert (error.reason, refused, sts.connections) == (Reason.EGRESS_REFUSED, [Refusal.HOST], 0)
@@ -83,7 +83,7 @@ async def test_an_sts_that_is_no_destination_is_refused(irsa: pytest.MonkeyPatch
 async def test_a_refusing_sts_is_credentials_after_one_request(
     status: int, irsa: pytest.MonkeyPatch
 ) -> None:
-    async with HttpDouble(always(reply(status))) as sts:
+    async with FakeHttp(always(reply(status))) as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         error = await reason_of(Gate([https_destination(sts.url)]))
     assert error.reason is (Reason.SERVER_ERROR if status == 500 else Reason.CREDENTIALS)
@@ -104,7 +104,7 @@ async def test_the_code_of_sts_decides_and_is_named(
     status: int, code: str, reason: Reason, irsa: pytest.MonkeyPatch
 ) -> None:
     body = f"<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>".encode()
-    async with HttpDouble(always(reply(status, {"content-type": "text/xml"}, body))) as sts:
+    async with FakeHttp(always(reply(status, {"content-type": "text/xml"}, body))) as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         error = await reason_of(Gate([https_destination(sts.url)]))
     assert (error.reason, error.detail) == (
@@ -117,7 +117,7 @@ async def test_a_redirecting_sts_gets_the_pods_token_nowhere_else(
     irsa: pytest.MonkeyPatch,
 ) -> None:
     refused: list[Refusal] = []
-    async with HttpDouble() as other, HttpDouble(always(redirect(other.url))) as sts:
+    async with FakeHttp() as other, FakeHttp(always(redirect(other.url))) as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         table = [https_destination(sts.url), https_destination(other.url)]
         error = await reason_of(Gate(table, on_refused=lambda why, _: refused.append(why)))
@@ -136,7 +136,7 @@ async def test_a_missing_token_file_is_credentials(tmp_path: Path) -> None:
 
 
 async def test_proxies_of_the_environment_carry_nothing(bare: pytest.MonkeyPatch) -> None:
-    async with HttpDouble() as proxy, HttpDouble() as queue:
+    async with FakeHttp() as proxy, FakeHttp() as queue:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
             bare.setenv(name, proxy.url)
         gate = Gate([https_destination(queue.url)])
@@ -149,7 +149,7 @@ async def test_proxies_of_the_environment_carry_nothing(bare: pytest.MonkeyPatch
 
 
 async def test_the_metadata_service_is_not_asked_for_defaults(bare: pytest.MonkeyPatch) -> None:
-    async with HttpDouble() as imds:
+    async with FakeHttp() as imds:
         bare.setenv("AWS_DEFAULTS_MODE", "auto")
         bare.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
         session = aws_session(Gate([]), REGION)
@@ -161,7 +161,7 @@ async def test_the_metadata_service_is_not_asked_for_defaults(bare: pytest.Monke
 
 async def test_nothing_is_retried_behind_the_shippers_back(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("AWS_MAX_ATTEMPTS", "5")
-    async with HttpDouble(always(reply(500))) as queue:
+    async with FakeHttp(always(reply(500))) as queue:
         gate = Gate([https_destination(queue.url)])
         session = aws_session(gate, REGION)
         session.set_credentials("AKIAEXAMPLE", "secret")

@@ -12,7 +12,7 @@ from byoc_agents.egress.destinations import credential_destinations, https_desti
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError
 from byoc_agents.sinks.s3 import S3Sink
-from lab.fakes.http import HttpDouble, always, reply
+from lab.fakes.http import FakeHttp, always, reply
 from tests.unit.sinks.s3_sinks import MESSAGE
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
@@ -284,7 +284,7 @@ async def test_the_client_goes_where_the_table_says_whatever_the_file_says(
     text += "  use_dualstack_endpoint = true\n  addressing_style = virtual\n"
     for name, value in (config(tmp_path, text) | KEYS).items():
         monkeypatch.setenv(name, value)
-    async with HttpDouble(always(reply(503))) as s3:
+    async with FakeHttp(always(reply(503))) as s3:
         gate = Gate([https_destination(s3.url)])
         session = aws_session(gate, "eu-west-1")
         async with S3Sink(session, gate, "usage", region="eu-west-1", endpoint_url=s3.url) as sink:
@@ -300,7 +300,7 @@ async def test_the_payload_is_signed_if_the_file_says_so(
     assert mistakes(config(tmp_path, text)) == []
     for name, value in (config(tmp_path, text) | KEYS).items():
         monkeypatch.setenv(name, value)
-    async with HttpDouble(always(reply(503))) as s3:
+    async with FakeHttp(always(reply(503))) as s3:
         gate = Gate([https_destination(s3.url)])
         session = aws_session(gate, "eu-west-1")
         async with S3Sink(session, gate, "usage", region="eu-west-1", endpoint_url=s3.url) as sink:

@@ -7,19 +7,19 @@ from yarl import URL
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
 from byoc_agents.errors import Reason
-from lab.fakes.http import HttpDouble, always, close, redirect, reply
+from lab.fakes.http import FakeHttp, always, close, redirect, reply
 from tests.unit.egress.gate_fakes import API, Counter, FakeNames, get
 
 
 async def test_a_destination_answers() -> None:
-    async with HttpDouble() as server:
+    async with FakeHttp() as server:
         assert await get(Gate([https_destination(server.url)]), server.url) == 200
 
 
 async def test_a_response_with_a_header_of_20_kb_is_read() -> None:
     """Proxies and security policies write such headers; aiohttp's own bound is 8190 bytes."""
     long = reply(202, {"content-security-policy": "x" * 20_000})
-    async with HttpDouble(always(long)) as server:
+    async with FakeHttp(always(long)) as server:
         assert await get(Gate([https_destination(server.url)]), server.url) == 202
 
 
@@ -59,7 +59,7 @@ def test_a_name_is_the_same_in_capitals_and_with_a_trailing_dot() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_sends_a_byte_to_another_port(status: int, counter: Counter) -> None:
-    async with HttpDouble() as other, HttpDouble(always(redirect(other.url, status))) as server:
+    async with FakeHttp() as other, FakeHttp(always(redirect(other.url, status))) as server:
         gate = Gate([https_destination(server.url)], on_refused=counter)
         async with gate.session() as session:
             with pytest.raises(EgressRefusedError) as caught:
@@ -70,7 +70,7 @@ async def test_no_redirect_sends_a_byte_to_another_port(status: int, counter: Co
 
 
 async def test_no_redirect_is_followed_between_destinations(counter: Counter) -> None:
-    async with HttpDouble() as other, HttpDouble(always(redirect(other.url))) as server:
+    async with FakeHttp() as other, FakeHttp(always(redirect(other.url))) as server:
         table = [https_destination(server.url), https_destination(other.url)]
         with pytest.raises(EgressRefusedError):
             await get(Gate(table, on_refused=counter), server.url)
@@ -78,7 +78,7 @@ async def test_no_redirect_is_followed_between_destinations(counter: Counter) ->
 
 
 async def test_a_caller_that_follows_none_sees_the_redirect() -> None:
-    async with HttpDouble(always(redirect("http://127.0.0.1:1/"))) as server:
+    async with FakeHttp(always(redirect("http://127.0.0.1:1/"))) as server:
         session = Gate([https_destination(server.url)]).session()
         async with session:
             response = await session.get(server.url, allow_redirects=False)
@@ -87,14 +87,14 @@ async def test_a_caller_that_follows_none_sees_the_redirect() -> None:
 
 
 async def test_a_lost_response_is_not_asked_for_again_behind_our_back() -> None:
-    async with HttpDouble(always(close)) as server:
+    async with FakeHttp(always(close)) as server:
         with pytest.raises(aiohttp.ClientConnectionError):
             await get(Gate([https_destination(server.url)]), server.url)
         assert len(server.requests) == 1
 
 
 async def test_cookies_are_not_kept() -> None:
-    async with HttpDouble(always(reply(200, {"set-cookie": "a=b"}))) as server:
+    async with FakeHttp(always(reply(200, {"set-cookie": "a=b"}))) as server:
         async with Gate([https_destination(server.url)]).session() as session:
             for _ in range(2):
                 (await session.get(server.url)).close()
@@ -109,7 +109,7 @@ def test_it_prints_its_table() -> None:
 async def test_a_request_outside_the_destinations_path_sends_nothing(
     path: str, counter: Counter
 ) -> None:
-    async with HttpDouble() as server:
+    async with FakeHttp() as server:
         gate = Gate([https_destination(f"{server.url}/v1/events")], on_refused=counter)
         with pytest.raises(EgressRefusedError):
             async with gate.session() as session:
@@ -118,7 +118,7 @@ async def test_a_request_outside_the_destinations_path_sends_nothing(
 
 
 async def test_two_destinations_at_one_address_are_two_paths() -> None:
-    async with HttpDouble() as server:
+    async with FakeHttp() as server:
         table = [https_destination(f"{server.url}/{name}") for name in ("one", "two")]
         gate = Gate(table)
         assert await get(gate, f"{server.url}/one/x") == 200
@@ -126,7 +126,7 @@ async def test_two_destinations_at_one_address_are_two_paths() -> None:
 
 
 async def test_a_host_header_of_another_host_sends_nothing(counter: Counter) -> None:
-    async with HttpDouble() as server:
+    async with FakeHttp() as server:
         gate = Gate([https_destination(server.url)], on_refused=counter)
         async with gate.session() as session:
             for host in ("other.example.com", "127.0.0.1:1"):

@@ -7,7 +7,7 @@ import pytest
 
 from byoc_agents.egress.destinations import Destination, https_destination
 from byoc_agents.egress.gate import ADDRESS_SECONDS, EgressRefusedError, Gate, Refusal
-from lab.fakes.http import HttpDouble
+from lab.fakes.http import FakeHttp
 from tests.unit.egress.gate_fakes import API, Counter, FakeNames
 
 
@@ -128,7 +128,7 @@ async def test_a_socket_reaches_only_what_a_destination_resolved_to(
 async def test_a_stock_aiohttp_session_on_our_connector_is_held_by_the_socket(
     counter: Counter,
 ) -> None:
-    async with HttpDouble() as server, HttpDouble() as other:
+    async with FakeHttp() as server, FakeHttp() as other:
         gate = Gate([https_destination(server.url)], on_refused=counter)
         async with aiohttp.ClientSession(connector=gate.connector()) as session:
             assert (await session.get(server.url)).status == 200

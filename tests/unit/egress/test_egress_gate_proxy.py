@@ -16,12 +16,12 @@ from byoc_agents import __version__
 from byoc_agents.egress.destinations import Destination, https_destination
 from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
 from byoc_agents.errors import ConfigError
-from lab.fakes.http import HttpDouble, Reply, always, reply
+from lab.fakes.http import FakeHttp, Reply, always, reply
 from tests.unit.egress.gate_fakes import API, Counter, get
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with HttpDouble() as proxy, HttpDouble() as server:
+    async with FakeHttp() as proxy, FakeHttp() as server:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
             monkeypatch.setenv(name, proxy.url)
         assert await get(Gate([https_destination(server.url)]), server.url) == 200
@@ -29,7 +29,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 
 
 async def test_the_configured_proxy_carries_what_is_not_local() -> None:
-    async with HttpDouble(apply=lambda _: Reply(200)) as proxy, HttpDouble() as local:
+    async with FakeHttp(apply=lambda _: Reply(200)) as proxy, FakeHttp() as local:
         remote = Destination("api.example.com", 80, "http")
         gate = Gate([remote, https_destination(local.url)], allow_insecure=True, proxy=proxy.url)
         assert await get(gate, "http://api.example.com/v1") == 200
@@ -39,7 +39,7 @@ async def test_the_configured_proxy_carries_what_is_not_local() -> None:
 
 
 async def test_https_goes_through_the_proxy_by_connect() -> None:
-    async with HttpDouble(always(reply(403))) as proxy:
+    async with FakeHttp(always(reply(403))) as proxy:
         with pytest.raises(aiohttp.ClientHttpProxyError):
             await get(Gate([API], proxy=proxy.url), "https://api.example.com/v1")
     (connect,) = proxy.requests
@@ -49,7 +49,7 @@ async def test_https_goes_through_the_proxy_by_connect() -> None:
 
 
 async def test_the_proxy_is_sent_its_password_and_nobody_else_is() -> None:
-    async with HttpDouble(always(reply(407))) as proxy:
+    async with FakeHttp(always(reply(407))) as proxy:
         url = proxy.url.replace("://", "://user:hush@")
         gate = Gate([API], proxy=url)
         with pytest.raises(aiohttp.ClientHttpProxyError) as caught:
@@ -59,7 +59,7 @@ async def test_the_proxy_is_sent_its_password_and_nobody_else_is() -> None:
 
 
 async def test_a_proxy_reaches_destinations_only(counter: Counter) -> None:
-    async with HttpDouble() as proxy:
+    async with FakeHttp() as proxy:
         gate = Gate([API], proxy=proxy.url, on_refused=counter)
         with pytest.raises(EgressRefusedError):
             await get(gate, "https://evil.example.com/")
@@ -67,7 +67,7 @@ async def test_a_proxy_reaches_destinations_only(counter: Counter) -> None:
 
 
 async def test_a_callers_own_proxy_is_refused(counter: Counter) -> None:
-    async with HttpDouble() as proxy, HttpDouble() as server:
+    async with FakeHttp() as proxy, FakeHttp() as server:
         gate = Gate([https_destination(server.url)], on_refused=counter)
         async with gate.session() as session:
             with pytest.raises(EgressRefusedError):
@@ -84,7 +84,7 @@ def test_tls_is_1_2_or_newer_and_checks_names() -> None:
 
 async def test_a_certificate_is_trusted_only_with_its_ca_file(tmp_path: Path) -> None:
     ca_file, context = self_signed(tmp_path)
-    async with HttpDouble(tls=context) as server:
+    async with FakeHttp(tls=context) as server:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await get(Gate([https_destination(server.url)]), server.url)
         assert server.requests == []

@@ -1,6 +1,6 @@
 """Whose signature is on a request, while keys and tokens are rotated under a running process.
 
-botocore's real providers against loopback doubles of STS, of the Pod Identity agent and of S3.
+botocore's real providers against loopback fakes of STS, of the Pod Identity agent and of S3.
 """
 
 import json
@@ -27,7 +27,7 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.s3 import S3Sink
-from lab.fakes.http import HttpDouble, Request, always, reply
+from lab.fakes.http import FakeHttp, Request, always, reply
 
 REGION = "eu-west-1"
 NEVER = "2099-01-01T00:00:00Z"
@@ -51,9 +51,9 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 class Harness:
-    """A sink in front of a double of S3: `send` returns who signed, or the failure."""
+    """A sink in front of a fake of S3: `send` returns who signed, or the failure."""
 
-    def __init__(self, s3: HttpDouble, *more: str) -> None:
+    def __init__(self, s3: FakeHttp, *more: str) -> None:
         self.s3 = s3
         gate = Gate([https_destination(url) for url in (s3.url, *more)])
         self.session: AioSession = aws_session(gate, REGION)
@@ -69,8 +69,8 @@ class Harness:
         return found[1]
 
 
-def sts(expires: Callable[[], str]) -> HttpDouble:
-    """Return a double of STS whose keys are named after the token that it was shown."""
+def sts(expires: Callable[[], str]) -> FakeHttp:
+    """Return a fake of STS whose keys are named after the token that it was shown."""
 
     def respond(request: Request) -> bytes:
         token = re.search(rb"WebIdentityToken=(\w+)", request.body)
@@ -82,18 +82,18 @@ def sts(expires: Callable[[], str]) -> HttpDouble:
             "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
         ).encode()
 
-    return HttpDouble(lambda request: reply(200, {}, respond(request)))
+    return FakeHttp(lambda request: reply(200, {}, respond(request)))
 
 
-def pod_agent(expires: Callable[[], str]) -> HttpDouble:
-    """Return a double of the Pod Identity agent, likewise."""
+def pod_agent(expires: Callable[[], str]) -> FakeHttp:
+    """Return a fake of the Pod Identity agent, likewise."""
 
     def respond(headers: Mapping[str, str]) -> bytes:
         key = f"ASIA{headers.get('authorization', 'NOBODY')}"
         keys = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t"}
         return json.dumps(keys | {"Expiration": expires()}).encode()
 
-    return HttpDouble(lambda request: reply(200, {}, respond(request.headers)))
+    return FakeHttp(lambda request: reply(200, {}, respond(request.headers)))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def token(tmp_path: Path) -> Path:
 async def test_irsa_reads_the_rotated_token_when_its_keys_run_out(
     bare: pytest.MonkeyPatch, token: Path
 ) -> None:
-    async with HttpDouble(STORED) as s3, sts(soon) as receiver:
+    async with FakeHttp(STORED) as s3, sts(soon) as receiver:
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
@@ -122,7 +122,7 @@ async def test_irsa_reads_the_rotated_token_when_its_keys_run_out(
 async def test_irsa_asks_once_while_its_keys_are_good(
     bare: pytest.MonkeyPatch, token: Path
 ) -> None:
-    async with HttpDouble(STORED) as s3, sts(lambda: NEVER) as receiver:
+    async with FakeHttp(STORED) as s3, sts(lambda: NEVER) as receiver:
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
@@ -135,7 +135,7 @@ async def test_irsa_asks_once_while_its_keys_are_good(
 async def test_pod_identity_reads_the_rotated_token_when_its_keys_run_out(
     bare: pytest.MonkeyPatch, token: Path
 ) -> None:
-    async with HttpDouble(STORED) as s3, pod_agent(soon) as agent:
+    async with FakeHttp(STORED) as s3, pod_agent(soon) as agent:
         bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
         harness = Harness(s3, agent.url)
@@ -149,7 +149,7 @@ async def test_pod_identity_reads_the_rotated_token_when_its_keys_run_out(
 async def test_pod_identity_asks_once_while_its_keys_are_good(
     bare: pytest.MonkeyPatch, token: Path
 ) -> None:
-    async with HttpDouble(STORED) as s3, pod_agent(lambda: NEVER) as agent:
+    async with FakeHttp(STORED) as s3, pod_agent(lambda: NEVER) as agent:
         bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
         harness = Harness(s3, agent.url)
@@ -161,7 +161,7 @@ async def test_pod_identity_asks_once_while_its_keys_are_good(
 async def test_keys_of_the_environment_are_used_as_they_are(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("AWS_ACCESS_KEY_ID", "AKIAENV")
     bare.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    async with HttpDouble(STORED) as s3:
+    async with FakeHttp(STORED) as s3:
         harness = Harness(s3)
         assert provider_name(harness.session) == ""
         async with harness.sink:
@@ -177,7 +177,7 @@ async def test_a_file_of_keys_is_read_again_and_half_of_it_changes_nothing(tmp_p
     file = tmp_path / "credentials"
     keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
     file.write_text(keys.format("AKIAONE"))
-    async with HttpDouble(STORED) as s3:
+    async with FakeHttp(STORED) as s3:
         harness = Harness(s3)
         async with harness.sink:
             assert await harness.send() == "AKIAONE"
@@ -204,7 +204,7 @@ async def test_an_irsa_token_that_cannot_be_read_never_stops_the_loop(
     bare: pytest.MonkeyPatch, token: Path
 ) -> None:
     become_fifo(token)
-    async with HttpDouble(STORED) as s3, sts(soon) as receiver:
+    async with FakeHttp(STORED) as s3, sts(soon) as receiver:
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
@@ -227,7 +227,7 @@ async def test_keys_that_last_stay_in_use_while_the_token_cannot_be_read(
 ) -> None:
     """Botocore asks for new keys 15 minutes before the end, and needs them 10 minutes before."""
     end = (datetime.now(UTC) + timedelta(minutes=12)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    async with HttpDouble(STORED) as s3, sts(lambda: end) as receiver:
+    async with FakeHttp(STORED) as s3, sts(lambda: end) as receiver:
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
@@ -242,7 +242,7 @@ async def test_a_pod_identity_token_that_cannot_be_read_never_stops_the_loop(
     bare: pytest.MonkeyPatch, token: Path
 ) -> None:
     become_fifo(token)
-    async with HttpDouble(STORED) as s3, pod_agent(lambda: NEVER) as agent:
+    async with FakeHttp(STORED) as s3, pod_agent(lambda: NEVER) as agent:
         bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
         harness = Harness(s3, agent.url)
@@ -258,7 +258,7 @@ async def test_a_file_of_keys_that_cannot_be_read_never_stops_the_loop(tmp_path:
     file = tmp_path / "credentials"
     keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
     file.write_text(keys.format("AKIAONE"))
-    async with HttpDouble(STORED) as s3:
+    async with FakeHttp(STORED) as s3:
         harness = Harness(s3)
         async with harness.sink:
             assert await harness.send() == "AKIAONE"
@@ -275,7 +275,7 @@ async def test_keys_of_the_configuration_file_and_of_a_profile_are_used(
     file.write_text("[profile x]\naws_access_key_id = AKIAX\naws_secret_access_key = s\n")
     bare.setenv("AWS_CONFIG_FILE", str(file))
     bare.setenv("AWS_PROFILE", "x")
-    async with HttpDouble(STORED) as s3:
+    async with FakeHttp(STORED) as s3:
         harness = Harness(s3)
         async with harness.sink:
             assert await harness.send() == "AKIAX"
@@ -306,7 +306,7 @@ async def test_a_mount_that_hangs_costs_one_wait_and_no_second_thread(
 async def test_keys_that_a_header_cannot_hold_are_never_signed_with(tmp_path: Path) -> None:
     keys = "[default]\naws_access_key_id = AKIA\naws_secret_access_key = sécret\n"
     (tmp_path / "credentials").write_text(keys)
-    async with HttpDouble(STORED) as s3:
+    async with FakeHttp(STORED) as s3:
         harness = Harness(s3)
         async with harness.sink:
             outcome = await harness.send()
@@ -316,7 +316,7 @@ async def test_keys_that_a_header_cannot_hold_are_never_signed_with(tmp_path: Pa
 
 
 async def test_the_nodes_role_is_refused_with_what_is_wanted(bare: pytest.MonkeyPatch) -> None:
-    async with HttpDouble(STORED) as s3, HttpDouble() as imds:
+    async with FakeHttp(STORED) as s3, FakeHttp() as imds:
         bare.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
         harness = Harness(s3)
         async with harness.sink:

@@ -11,7 +11,7 @@ import pytest
 
 from images.healthcheck import DEFAULT, address, healthy
 from images.trust import bundle
-from lab.fakes.http import HttpDouble, always, reply
+from lab.fakes.http import FakeHttp, always, reply
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +34,7 @@ def test_the_health_check_asks_where_the_daemon_listens(
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
 async def test_the_health_check_ends_with_what_healthz_says(status: int, code: int) -> None:
-    async with HttpDouble(always(reply(status))) as server:
+    async with FakeHttp(always(reply(status))) as server:
         assert await asyncio.to_thread(checked, server.url.removeprefix("http://")) == code
     assert [request.target for request in server.requests] == ["/healthz"]
 

@@ -1,6 +1,6 @@
 """Roles for clusters of GKE and AKS: the printed trust policy, and a daemon's sink behind it.
 
-A double of STS judges each token by the policy that `policy iam` prints, as AWS does: the provider
+A fake of STS judges each token by the policy that `policy iam` prints, as AWS does: the provider
 is the token's issuer to the letter, and each condition is a claim of the token.
 """
 
@@ -19,7 +19,7 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.s3 import S3Sink
-from lab.fakes.http import Behavior, HttpDouble, Request, always, reply
+from lab.fakes.http import Behavior, FakeHttp, Request, always, reply
 
 ROLE = "arn:aws:iam::444455556666:role/org-1"
 GKE = "https://container.googleapis.com/v1/projects/p-1/locations/europe-west1/clusters/c-1"
@@ -53,7 +53,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def token(**claims: str) -> str:
-    """Return a token as the kubelet writes it; the double does not look at the signature."""
+    """Return a token as the kubelet writes it; the fake does not look at the signature."""
     parts = [json.dumps(part).encode() for part in ({"alg": "RS256"}, claims)]
     encoded = [base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts]
     return ".".join([*encoded, "signature"])
@@ -75,8 +75,8 @@ def judge(trust: dict[str, Any], asked: dict[str, list[str]]) -> bool:
     return known and holds and asked["RoleArn"] == [ROLE]
 
 
-def sts(trust: dict[str, Any]) -> HttpDouble:
-    """Return a double of STS that obeys a trust policy."""
+def sts(trust: dict[str, Any]) -> FakeHttp:
+    """Return a fake of STS that obeys a trust policy."""
     keys = (
         b"<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
         b"<AccessKeyId>ASIA</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
@@ -94,7 +94,7 @@ def sts(trust: dict[str, Any]) -> HttpDouble:
         assert asked["Action"] == ["AssumeRoleWithWebIdentity"]
         return reply(200, {}, keys) if judge(trust, asked) else reply(403, {}, refusal)
 
-    return HttpDouble(respond)
+    return FakeHttp(respond)
 
 
 async def send(
@@ -106,7 +106,7 @@ async def send(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     stored = always(reply(200, {"etag": '"9dd4e461268c8034f5c8564e155c67a6"'}))  # MD5 of `x`
-    async with HttpDouble(stored) as s3, sts(trust) as receiver:
+    async with FakeHttp(stored) as s3, sts(trust) as receiver:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("AWS_ROLE_ARN", ROLE)

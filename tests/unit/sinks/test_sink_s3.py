@@ -15,7 +15,7 @@ from byoc_agents.message import Receipt
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import (
     Behavior,
-    HttpDouble,
+    FakeHttp,
     always,
     close,
     cut,
@@ -67,7 +67,7 @@ async def test_another_owner_of_the_bucket_is_forbidden(session: AioSession) -> 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_sends_a_byte_to_the_other_port(status: int, session: AioSession) -> None:
     async with (
-        HttpDouble() as stranger,
+        FakeHttp() as stranger,
         FakeS3(always(redirect(stranger.url, status))) as s3,
         sink_to(s3.url, session) as sink,
     ):
@@ -125,7 +125,7 @@ async def test_a_failing_credential_agent_is_credentials_and_recovers(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     script = in_order(garbage(), then=reply(200, body=keys))
-    async with HttpDouble(script) as agent, FakeS3() as s3:
+    async with FakeHttp(script) as agent, FakeS3() as s3:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
         async with sink_to(s3.url, aws_session(Gate([]), HERE)) as sink:
             outcomes = [(await sink.send([MESSAGE]))[0] for _ in range(2)]
@@ -146,7 +146,7 @@ async def test_keys_that_are_refused_before_their_end_are_fetched_again_once_a_m
     keys = [reply(200, body=f'{{"AccessKeyId":"KEY{n}",{dates}}}'.encode()) for n in range(5)]
     clock = [0.0]
     used, outcomes = [], []
-    async with HttpDouble(in_order(*keys)) as agent, FakeS3() as s3:
+    async with FakeHttp(in_order(*keys)) as agent, FakeS3() as s3:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
         session = aws_session(Gate([]), HERE)
         async with sink_to(s3.url, session, monotonic=lambda: clock[0]) as sink:

@@ -26,7 +26,7 @@ from byoc_agents.sinks.https import HttpsSink
 from lab.fakes.core import FakeClock
 from lab.fakes.http import (
     Behavior,
-    HttpDouble,
+    FakeHttp,
     Request,
     Script,
     close,
@@ -88,7 +88,7 @@ def alert(number: int) -> Message:
 
 async def posted(script: Script, deliveries: Deliveries, number: int) -> tuple[Sent, list[Request]]:
     async with (
-        HttpDouble(script) as plane,
+        FakeHttp(script) as plane,
         aiohttp.ClientSession() as session,
     ):
         sink = HttpsSink(
@@ -164,7 +164,7 @@ async def test_an_object_is_not_put_twice_behind_the_ledgers_back(
 
 @pytest.mark.parametrize("body", [b"body", io.BytesIO(b"body")], ids=["bytes", "stream"])
 async def test_the_aws_session_sends_a_put_once(body: object) -> None:
-    async with HttpDouble(in_order(serve, close, close)) as server:
+    async with FakeHttp(in_order(serve, close, close)) as server:
         session = AwsHttpSession(Gate([https_destination(server.url)]), (5, 5))
         request = AWSPreparedRequest("PUT", f"{server.url}/key", {}, body, stream_output=False)
         async with session:

@@ -1,6 +1,6 @@
 """Kills at every step, lost and bad responses, hours offline: transitions arrive once, in order.
 
-The oracle is the queue's double (the messages a consumer gets), a journal of accepted ones, and
+The oracle is the queue's fake (the messages a consumer gets), a journal of accepted ones, and
 the truth about the watched server.
 """
 

@@ -22,7 +22,7 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.state.observation import Ping
 from byoc_agents.state.probes import PollBounds, Prober
 from lab.fakes.core import FakeClock, settle
-from lab.fakes.http import HttpDouble, Script, always, close, garbage, hang, reply, reset
+from lab.fakes.http import FakeHttp, Script, always, close, garbage, hang, reply, reset
 
 PINGS: list[tuple[str, Script, Ping]] = [
     ("ok", always(reply(200, body=b"Ok.\n")), Ping.OK),
@@ -40,25 +40,25 @@ PINGS: list[tuple[str, Script, Ping]] = [
     ("script", "ping"), [x[1:] for x in PINGS], ids=[name for name, *_ in PINGS]
 )
 async def test_every_response_to_a_ping(script: Script, ping: Ping) -> None:
-    async with HttpDouble(script) as double, ClickHouse(double.url) as server:
+    async with FakeHttp(script) as fake, ClickHouse(fake.url) as server:
         bounds = PollBounds(ping_seconds=0.2 if ping is Ping.TIMEOUT else 30)
         assert (await Prober(server, clock=FakeClock(), bounds=bounds).observe()).ping is ping
-    await settle()  # the double's connections let go of their sockets
+    await settle()  # the fake's connections let go of their sockets
 
 
 async def test_nobody_listens() -> None:
-    async with HttpDouble() as double:
-        url = double.url
+    async with FakeHttp() as fake:
+        url = fake.url
     async with ClickHouse(url) as server:
         assert (await Prober(server, clock=FakeClock()).observe()).ping is Ping.REFUSED
 
 
 async def test_a_destination_unknown_to_the_gate_is_unreachable() -> None:
-    async with HttpDouble() as double:
+    async with FakeHttp() as fake:
         gate = Gate([])
-        async with ClickHouse(double.url, session=gate.session) as server:
+        async with ClickHouse(fake.url, session=gate.session) as server:
             assert (await Prober(server, clock=FakeClock()).observe()).ping is Ping.UNREACHABLE
-        assert double.connections == 0
+        assert fake.connections == 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The doubles are the oracle of the fault tests, so they are held to what they promise."""
+"""The fakes are the oracle of the fault tests, so they are held to what they promise."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from lab.fakes.http import Behavior, HttpDouble, Request, close, in_order, reply, reset
+from lab.fakes.http import Behavior, FakeHttp, Request, close, in_order, reply, reset
 from lab.fakes.s3 import FakeS3
 
 SHA256_OF_X = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
@@ -52,11 +52,11 @@ async def test_what_was_put_is_read_back() -> None:
 async def test_a_broken_connection_is_really_broken(
     behavior: Behavior, error: type[Exception]
 ) -> None:
-    async with HttpDouble(in_order(behavior)) as double, aiohttp.ClientSession() as session:
+    async with FakeHttp(in_order(behavior)) as fake, aiohttp.ClientSession() as session:
         with pytest.raises(error):
-            await session.post(double.url, data=b"x")
-        assert (await session.post(double.url, data=b"x")).status == 200
-    assert [request.body for request in double.requests] == [b"x", b"x"]
+            await session.post(fake.url, data=b"x")
+        assert (await session.post(fake.url, data=b"x")).status == 200
+    assert [request.body for request in fake.requests] == [b"x", b"x"]
 
 
 async def test_chunks_are_understood() -> None:
@@ -64,11 +64,11 @@ async def test_chunks_are_understood() -> None:
         for part in (b"ab", b"c" * 70_000):
             yield part
 
-    async with HttpDouble(in_order(then=reply(204))) as double, aiohttp.ClientSession() as session:
-        response = await session.post(double.url, data=parts())
+    async with FakeHttp(in_order(then=reply(204))) as fake, aiohttp.ClientSession() as session:
+        response = await session.post(fake.url, data=parts())
     assert response.status == 204
-    assert double.requests[0].body == b"ab" + b"c" * 70_000
-    assert double.bytes_received > 70_000
+    assert fake.requests[0].body == b"ab" + b"c" * 70_000
+    assert fake.bytes_received > 70_000
 
 
 async def test_in_a_process_of_its_own_it_journals_every_put(tmp_path: Path) -> None:
