@@ -41,8 +41,7 @@ def compare(records: Iterable[Usage], runs: Sequence[WorkloadRun]) -> list[Compa
             billed[usage.incarnation] = before + usage.used.cpu_core_seconds
     found = []
     for number, run in enumerate(runs, 1):
-        own = [name for name in billed if f"-{run.pid}-" in name]
-        seconds = sum(billed.pop(name) for name in own)
+        seconds = billed.pop(run.incarnation, Decimal(0))
         name = f"run {number}, pid {run.pid}"
         found.append(Compared(name, float(seconds), run.rusage.core_seconds))
     return found + [Compared(name, float(seconds), 0.0) for name, seconds in billed.items()]

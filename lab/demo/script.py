@@ -19,6 +19,7 @@ from lab.demo.snapshot import EXPORTER, FORWARDER, SCRAPER
 from lab.demo.stage import Stage
 from lab.demo.storage import BUCKET, bucket
 from lab.demo.verdict import verdict
+from lab.demo.workload_process import ORGANIZATION, REPLICA, SERVICE
 from lab.fakes.state import HEALTHY, FakeClickHouse
 
 DAEMONS = (SCRAPER, EXPORTER, FORWARDER)
@@ -108,9 +109,9 @@ async def _set(directory: Path, screen: Screen) -> AsyncIterator[Stage]:
 
 def _settings(target: str, queue_url: str, clickhouse_url: str) -> dict[str, str]:
     return {
-        "BYOC_ORGANIZATION_ID": "demo-org",
-        "BYOC_SERVICE_ID": "demo-service",
-        "BYOC_REPLICA": "demo-replica-0",
+        "BYOC_ORGANIZATION_ID": ORGANIZATION,
+        "BYOC_SERVICE_ID": SERVICE,
+        "BYOC_REPLICA": REPLICA,
         "BYOC_REGION": REGION,
         "BYOC_LISTEN": "127.0.0.1:0",
         "BYOC_BILLING_BUCKET": BUCKET,

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import msgspec
 
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.billing.sources.procfs import ProcFs
+from byoc_agents.billing.sources.reading import name_run
 from lab.demo.process import Child, DemoError, end, started, written
+
+ORGANIZATION, SERVICE, REPLICA = "demo-org", "demo-service", "demo-replica-0"
 
 
 class Rusage(msgspec.Struct, frozen=True):
@@ -29,6 +34,9 @@ class WorkloadRun:
 
     def __init__(self, child: Child, log: Path, report: Path) -> None:
         self.pid = child.pid
+        start_ticks = ProcFs().process(child.pid).start_ticks
+        boot_id = SystemClock(ORGANIZATION, SERVICE, REPLICA).boot_id
+        self.incarnation = f"process:{name_run(boot_id, child.pid, start_ticks)}"  # in its records
         self.state = "working"
         self.rusage = Rusage(0, 0)  # known when it has ended
         self._child = child

@@ -77,11 +77,12 @@ GAP = RECORDER.record(
 
 
 def run(pid: int, used: float) -> Any:
-    return SimpleNamespace(pid=pid, rusage=Rusage(used - 1, 1))
+    incarnation = f"process:8a6f3c2e-{pid}-99"
+    return SimpleNamespace(pid=pid, incarnation=incarnation, rusage=Rusage(used - 1, 1))
 
 
 def test_each_incarnation_is_compared_with_its_own_account() -> None:
-    other = usage(reading=replace(READING, incarnation="8a6f3c2e-418-120", cpu_usec=5_000_000))
+    other = usage(reading=replace(READING, incarnation="8a6f3c2e-418-99", cpu_usec=5_000_000))
     found = compare([usage(), usage(), GAP, other], [run(417, 6.5), run(418, 1.25)])
     assert [(one.billed_core_seconds, one.used_core_seconds) for one in found] == [
         (6.5, 6.5),

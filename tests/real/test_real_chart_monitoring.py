@@ -288,9 +288,12 @@ def test_prometheus_sends_the_token_that_the_daemons_require() -> None:
 
 
 def test_without_a_token_nothing_is_mounted_and_nothing_is_sent() -> None:
-    text = render.text(ALERTS, "--set", "monitoring.tokenSecret.name=")
-    assert "byoc-metrics" not in text
-    assert "authorization: {type: Bearer, credentials" not in text
+    documents = render.manifests(ALERTS, "--set", "monitoring.tokenSecret.name=")
+    assert "byoc-metrics" not in str(documents)
+    assert "BYOC_METRICS_TOKEN" not in str(documents)
+    monitors = [one for one in documents if one["kind"] == "PodMonitor"]
+    assert len(monitors) == 4
+    assert "authorization" not in str(monitors)
 
 
 def queries(board: dict[str, Any]) -> list[str]:

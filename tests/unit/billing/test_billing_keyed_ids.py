@@ -11,6 +11,8 @@ import zstandard
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.keyed_ids import keyed_id
+from byoc_agents.billing.sources.procfs import ProcFs
+from byoc_agents.billing.sources.reading import name_run
 
 POD = "6f0a2c1e-7d1b-4f4c-9d0e-2b7c5a1f3e90"
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text()
@@ -47,4 +49,8 @@ async def test_objects_have_the_keyed_forms_only(tmp_path: Path) -> None:
     assert keyed_id(POD, "pod", *SCOPE) in names
     assert keyed_id(POD, "pod", *SCOPE) in content
     assert BOOT[:8] not in content
-    assert SystemClock(*SCOPE, "r-0").boot_id[:8] in content
+    boot_id = SystemClock(*SCOPE, "r-0").boot_id
+    assert boot_id[:8] not in content
+    start_ticks = ProcFs().process(os.getpid()).start_ticks
+    assert f"-{start_ticks}" not in content
+    assert f'"process:{name_run(boot_id, os.getpid(), start_ticks)}"' in content

@@ -161,7 +161,7 @@ async def test_a_reading_says_what_it_is(parent: Parent) -> None:
     assert reading.source == "process"
     assert reading.incarnation == f"8cf25f06-{parent.process.pid}-{start_ticks}"
     assert name_incarnation(reading) == f"process:{reading.run_name}"
-    assert str(start_ticks) not in reading.run_name
+    assert f"-{start_ticks}" not in reading.run_name
     assert not reading.resets_to_zero
     assert (reading.cpu_limit_millicores, reading.memory_limit_bytes) == (None, None)
     assert reading.born_boot_ns is not None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byoc_agents.billing.sources.clickhouse import SQL, ServerSource, figures_of, reading_of
-from byoc_agents.billing.sources.reading import Reading, TargetUnreadableError
+from byoc_agents.billing.sources.reading import Reading, TargetUnreadableError, name_run
 from byoc_agents.clickhouse import ClickHouse
 
 BOOT_ID = "8cf25f06-7a2e-4b5b-aef5-5834d36300d2"
@@ -86,6 +86,7 @@ async def test_one_query_gives_the_reading(server: Server, source: ServerSource)
         memory_limit_bytes=8 * 1024**3,
         cpu_limit_source="clickhouse",
         memory_limit_source="clickhouse",
+        run_name=name_run(BOOT_ID, "", 1400),
     )
     assert [query.removesuffix("\nFORMAT JSONCompact") for query in server.asked] == [SQL.rstrip()]
 
