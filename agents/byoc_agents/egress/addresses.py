@@ -12,13 +12,22 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are a
 IPV4_COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291, deprecated; loopback and :: are in it
 SIX_TO_FOUR = ipaddress.ip_network("2002::/16")  # RFC 3056: an IPv4 address inside
 TEREDO = ipaddress.ip_network("2001::/32")  # RFC 4380, likewise
-TUNNELS = (IPV4_COMPATIBLE, SIX_TO_FOUR, TEREDO)
-PRIVATE = tuple(  # RFC 1918, RFC 6598, RFC 4193
+LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: translated as the network likes
+IPV4_TRANSLATED = ipaddress.ip_network("::ffff:0:0:0/96")  # RFC 2765
+TUNNELS = (IPV4_COMPATIBLE, SIX_TO_FOUR, TEREDO, LOCAL_NAT64, IPV4_TRANSLATED)
+PRIVATE = tuple(
     map(
         ipaddress.ip_network,
-        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+        (
+            *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),  # RFC 1918
+            "100.64.0.0/10",  # RFC 6598
+            *("192.0.0.0/24", "198.18.0.0/15"),  # RFC 6890, RFC 2544
+            "240.0.0.0/4",  # RFC 1112: pods and nodes of some clusters have such addresses
+            *("fc00::/7", "fec0::/10"),  # RFC 4193, and what it replaced: RFC 3879
+        ),
     )
 )
+THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")  # RFC 1122: never a destination
 IMDS = frozenset(ipaddress.ip_address(host) for host in IMDS_HOSTS)
 
 
@@ -52,6 +61,7 @@ def may_lead_to(destination: Destination, text: str) -> bool:
         or address.is_multicast
         or address.is_unspecified
         or address in EC2_LOCAL
+        or address in THIS_NETWORK
         or any(address in network for network in TUNNELS)
         or (is_private(address) and not destination.private)
     )

@@ -72,12 +72,17 @@ class Destination(msgspec.Struct, frozen=True):
         """Return whether a request for this path belongs to the destination.
 
         The path counts by whole segments: `/bucket` and `/bucket/key` belong to `/bucket`, and
-        `/bucket-2` does not. A path with `.` or `..` belongs only to `/`.
+        `/bucket-2` does not. A path with `.` or `..` belongs only to `/`, also if it is encoded
+        twice, or has a backslash or parameters (`..;x`), which some servers read in the same way.
         """
         below = self.path.rstrip("/")
         if not below:
             return True
-        if {".", ".."} & set(unquote(raw_path).split("/")):
+        text = raw_path
+        while (decoded := unquote(text)) != text:
+            text = decoded
+        segments = text.replace("\\", "/").split("/")
+        if any(segment.partition(";")[0] in {".", ".."} for segment in segments):
             return False
         return raw_path == self.path or f"{raw_path}/".startswith(f"{below}/")
 

@@ -227,6 +227,13 @@ def test_a_destination_has_the_path_of_its_requests(destination: Destination, pa
         ("/usage/../other/a", False),
         ("/usage/%2e%2e/other/a", False),
         ("/usage/..%2Fother", False),
+        ("/usage/%252e%252e/other", False),
+        ("/usage/%25252e%25252e%25252fother", False),
+        ("/usage/..;/other", False),
+        ("/usage/..%3Ba=b/other", False),
+        ("/usage/..%5Cother", False),
+        ("/usage/..\\other", False),
+        ("/usage/a..b/%25", True),
     ],
 )
 def test_a_path_is_served_by_whole_segments(path: str, served: bool) -> None:

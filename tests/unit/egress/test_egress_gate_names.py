@@ -28,6 +28,10 @@ from tests.unit.egress.gate_fakes import API, Counter, FakeNames
         "2002:a9fe:a9fe::1",
         "2001:0:5ef5:79fb::1",
         "::127.0.0.2",
+        "0.1.2.3",
+        "64:ff9b:1::a00:1",
+        "64:ff9b:1:7f00:0:100::",
+        "::ffff:0:10.0.0.1",
     ],
 )
 async def test_a_public_name_leads_to_no_inner_address(address: str, counter: Counter) -> None:
@@ -53,7 +57,11 @@ async def test_a_public_name_leads_to_public_addresses(address: str) -> None:
     gate.check_address(socket.AF_INET, (address, 443))
 
 
-PRIVATE = ["10.96.0.1", "172.16.1.1", "192.168.1.1", "100.64.1.1", "fd12::1", "::ffff:10.1.2.3"]
+PRIVATE = [
+    *("10.96.0.1", "172.16.1.1", "192.168.1.1", "100.64.1.1", "fd12::1", "::ffff:10.1.2.3"),
+    *("192.0.0.8", "198.18.0.1", "198.19.255.1", "240.0.0.1", "255.255.255.255", "fec0::1"),
+    *("::ffff:240.0.0.1", "64:ff9b::f000:1"),
+]
 
 
 @pytest.mark.parametrize("address", PRIVATE)

@@ -219,6 +219,54 @@ def test_a_key_that_appears_twice_is_found(
     assert "the key 'Statement' appears twice" in capsys.readouterr().out
 
 
+OPEN = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}
+OTHER = {"metadata": {"name": "other", "namespace": "clickhouse"}, "spec": OPEN}
+FULL = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", **OTHER}
+LISTS: dict[str, dict[str, Any]] = {
+    "a list": {"kind": "List", "apiVersion": "v1", "items": [FULL]},
+    "a list in a list": {
+        "kind": "List",
+        "apiVersion": "v1",
+        "items": [{"kind": "List", "apiVersion": "v1", "items": [FULL]}],
+    },
+    "as the API server returns it": {
+        "kind": "NetworkPolicyList",
+        "apiVersion": "networking.k8s.io/v1",
+        "items": [OTHER],
+    },
+    "with an empty kind": {
+        "kind": "NetworkPolicyList",
+        "apiVersion": "networking.k8s.io/v1",
+        "items": [{"kind": "", "apiVersion": "", **OTHER}],
+    },
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_a_wide_policy_in_a_list_is_found(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["networkpolicy", "--namespace", "clickhouse"]
+    manifest = tmp_path / "manifest"
+    text = policy(capsys, *given)
+    manifest.write_text(f"{text}---\n{json.dumps(LISTS[form])}\n")
+    assert main(["policy", *given, "--check", str(manifest)]) == 1
+    assert "NetworkPolicy other: spec.egress[0]: selects the same pod" in capsys.readouterr().out
+
+
+def test_a_key_before_a_merge_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`kubectl` takes the merged `spec`, and PyYAML the one that is written before it."""
+    given = ["networkpolicy", "--namespace", "clickhouse"]
+    manifest = tmp_path / "manifest"
+    text = policy(capsys, *given)
+    wide = json.dumps({"spec": {**yaml.safe_load(text)["spec"], "egress": [{}]}})
+    manifest.write_text(f"{text}<<: {wide}\n")
+    assert main(["policy", *given, "--check", str(manifest)]) == 1
+    assert "the key '<<' follows other keys" in capsys.readouterr().out
+    manifest.write_text(f"<<: {wide}\n{text}")
+    assert policy(capsys, *given, "--check", str(manifest)) == ""
+
+
 def test_printed_policies_may_be_one_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
