@@ -569,7 +569,7 @@ def _sign(options: argparse.Namespace) -> int:
             },
             Approval,
         )
-    except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadUsageError(f"{options.file}: {error}: expected the request of `show ID`") from None
     _write(sign(APPROVAL, msgspec.json.encode(approval), [(options.key_id, key)]).decode())
     return 0

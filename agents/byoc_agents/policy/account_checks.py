@@ -54,7 +54,7 @@ def _judge_eks(asked: argparse.Namespace) -> Judged:
     vendor = eks.Vendor(_account(asked.vendor_account), tuple(map(_network, asked.vendor_cidr)))
     try:
         cluster = eks.parse_cluster(_read(asked.check, "--check"))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             [f"--check {asked.check}: {error}: expected the output of aws eks describe-cluster"]
         ) from error
@@ -63,7 +63,7 @@ def _judge_eks(asked: argparse.Namespace) -> Judged:
         return found, [*notes, "no --access-entries: who may log in is not judged"]
     try:
         outputs = eks.parse_entries(_read(asked.access_entries, "--access-entries"))
-    except ValueError as error:  # msgspec's and json's errors too
+    except (ValueError, RecursionError) as error:  # msgspec's and json's errors too
         raise ConfigError(
             [f"--access-entries {asked.access_entries}: {error}: expected {_OUTPUTS}"]
         ) from error

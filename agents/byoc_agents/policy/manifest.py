@@ -30,7 +30,10 @@ def documents(text: str, name: str) -> list[object]:
 
 def parse_json(text: str) -> object:
     """Return a JSON value. Raises json.JSONDecodeError and DuplicateKeyError."""
-    return json.loads(text, object_pairs_hook=_unique)
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from error
 
 
 def _items(document: object) -> Iterator[object]:
@@ -57,7 +60,7 @@ def _parse_yaml(text: str, name: str) -> list[object]:
     try:
         found = yaml.load_all(text, Loader=_UniqueKeys)
         return [document for document in found if document is not None]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         why = f"cannot be read ({str(error).splitlines()[0]})"
         wanted = "one JSON document, or YAML documents with `---` between them"
         raise ConfigError([f"--check {name}: {why}: expected {wanted}"]) from error

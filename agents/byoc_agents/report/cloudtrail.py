@@ -202,7 +202,7 @@ def _records_of(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: {error}: expected a gzip file of CloudTrail") from error
     try:
         found = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         yield from _json_lines(path, content)
         return
     records = found.get("Records", [found]) if isinstance(found, dict) else found
@@ -217,7 +217,7 @@ def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
             continue
         try:
             found = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{place}: {error}: expected an event of CloudTrail") from error
         records = found.get("Records", [found]) if isinstance(found, dict) else [found]
         for record in records:

@@ -219,6 +219,17 @@ def test_a_key_that_appears_twice_is_found(
     assert "the key 'Statement' appears twice" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
+@pytest.mark.parametrize("command", ["iam", "networkpolicy"])
+def test_a_manifest_that_is_nested_too_deeply_is_refused(
+    command: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "manifest"
+    manifest.write_text(text)
+    assert main(["policy", command, "--check", str(manifest)]) == 2
+    assert f"--check {manifest}: " in capsys.readouterr().err
+
+
 OPEN = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}
 OTHER = {"metadata": {"name": "other", "namespace": "clickhouse"}, "spec": OPEN}
 FULL = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", **OTHER}

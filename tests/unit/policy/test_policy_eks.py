@@ -239,8 +239,11 @@ def test_the_findings_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert report["notes"] == ["no --access-entries: who may log in is not judged"]
 
 
+DEEP = "[" * 100_000  # deeper than the parsers go
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"cluster": {}}', '{"cluster": {"arn": 1}}', "not JSON", "\x80"]
+    "text", ["", "{}", "[]", '{"cluster": {}}', '{"cluster": {"arn": 1}}', "not JSON", "\x80", DEEP]
 )
 def test_another_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
@@ -251,7 +254,9 @@ def test_another_file_is_refused(
     assert f"--check {file}: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", ["{}", '{"accessEntry": 1}', "not JSON", '{"principalArn": "a"}'])
+@pytest.mark.parametrize(
+    "given", ["{}", '{"accessEntry": 1}', "not JSON", '{"principalArn": "a"}', DEEP]
+)
 def test_other_entries_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str
 ) -> None:
