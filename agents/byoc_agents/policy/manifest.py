@@ -80,7 +80,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Check the keys as they are written, before `<<` adds others."""
-        seen = set()
+        seen: set[tuple[str, object]] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
