@@ -142,6 +142,7 @@ WAYS: dict[str, tuple[Callable[..., Any], *tuple[Any, ...]]] = {
     "listen": (_listen,),
     "bind": (_bind,),
     "unix": (_open, socket.AF_UNIX, socket.SOCK_STREAM),
+    "pair": (socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM),
     "packet": (_open, socket.AF_PACKET, socket.SOCK_DGRAM),
     "netlink": (_open, socket.AF_NETLINK, socket.SOCK_RAW),
     "raw": (_open, socket.AF_INET, socket.SOCK_RAW, 255),

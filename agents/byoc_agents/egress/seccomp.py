@@ -123,11 +123,12 @@ class Machine(NamedTuple):
     tgkill: int
     prctl: int
     seccomp: int
+    socketpair: int
 
 
 MACHINES = {
-    "x86_64": Machine(0xC000003E, 0, 41, 56, 435, 234, 157, 317),
-    "aarch64": Machine(0xC00000B7, 1, 198, 220, 435, 131, 167, 277),
+    "x86_64": Machine(0xC000003E, 0, 41, 56, 435, 234, 157, 317, 53),
+    "aarch64": Machine(0xC00000B7, 1, 198, 220, 435, 131, 167, 277, 199),
 }
 
 
@@ -159,6 +160,7 @@ def build_filter(machine: Machine, pid: int, *, can_bind: bool = False) -> list[
     ]
     for rule in (
         _unless(machine.socket, _socket_rule(refused, allowed)),
+        _unless(machine.socketpair, _pair_rule(refused, allowed)),
         _unless(machine.clone, _clone_rule(refused, allowed)),
         _unless(machine.tgkill, _signal_rule(pid, refused, allowed)),
         _unless(machine.clone3, [absent]),  # flags in memory; libraries fall back to `clone`
@@ -179,7 +181,7 @@ def _unless(number: int, rule: Sequence[Instruction]) -> list[Instruction]:
 def _socket_rule(refused: Instruction, allowed: Instruction) -> list[Instruction]:
     """Allow socket(AF_INET or AF_INET6, SOCK_STREAM or SOCK_DGRAM, TCP or UDP).
 
-    The resolver of the C library sends datagrams. `socketpair` is another system call.
+    The resolver of the C library sends datagrams.
     """
     return [
         Instruction(LOAD, 0, 0, ARGUMENTS),
@@ -193,6 +195,20 @@ def _socket_rule(refused: Instruction, allowed: Instruction) -> list[Instruction
         Instruction(JUMP_EQUAL, 3, 0, IPPROTO_ANY),
         Instruction(JUMP_EQUAL, 2, 0, IPPROTO_TCP),
         Instruction(JUMP_EQUAL, 1, 0, IPPROTO_UDP),
+        refused,
+        allowed,
+    ]
+
+
+def _pair_rule(refused: Instruction, allowed: Instruction) -> list[Instruction]:
+    """Allow socketpair(AF_UNIX, SOCK_STREAM), as asyncio does.
+
+    The sockets of another pair are connected too, but may send to any path of a datagram socket.
+    """
+    return [
+        Instruction(LOAD, 0, 0, ARGUMENTS + 8),
+        Instruction(AND, 0, 0, SOCK_TYPE_MASK),
+        Instruction(JUMP_EQUAL, 1, 0, SOCK_STREAM),
         refused,
         allowed,
     ]

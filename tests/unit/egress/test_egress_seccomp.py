@@ -97,7 +97,7 @@ def test_what_is_denied_is_refused_and_the_rest_of_the_kernel_is_allowed(name: s
     for call in rules.numbers:
         if call in DENIED:
             assert rules.of(call) == REFUSED, call
-        elif call not in {"socket", "clone", "clone3", "tgkill"}:
+        elif call not in {"socket", "socketpair", "clone", "clone3", "tgkill"}:
             assert rules.of(call) == ALLOW, call
 
 
@@ -105,6 +105,14 @@ def test_what_is_denied_is_refused_and_the_rest_of_the_kernel_is_allowed(name: s
 @pytest.mark.parametrize(("arguments", "allowed"), SOCKETS.items())
 def test_only_tcp_and_udp_sockets(name: str, arguments: tuple[int, ...], *, allowed: bool) -> None:
     assert Filter(name).of("socket", *arguments) == (ALLOW if allowed else REFUSED)
+
+
+@MACHINE
+def test_no_pair_of_datagram_sockets_which_could_send_to_any_path(name: str) -> None:
+    rules = Filter(name)
+    assert rules.of("socketpair", 1, 1 | 0o2000000 | 0o4000, 0) == ALLOW  # as asyncio's
+    for kind in (2, 2 | 0o2000000, 3, 5):
+        assert rules.of("socketpair", 1, kind, 0) == REFUSED
 
 
 @MACHINE
