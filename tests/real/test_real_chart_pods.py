@@ -390,7 +390,7 @@ def test_each_deployment_has_an_account_and_a_policy_of_its_own(values: Path) ->
             if one["spec"]["podSelector"]["matchLabels"].items()
             <= template["metadata"]["labels"].items()
         ]
-        assert selected == ([name] if policies else [])
+        assert selected == [name]
     assert set(deployments) <= accounts
 
 

@@ -77,3 +77,11 @@ def test_the_image_copies_the_package_and_two_programs() -> None:
             for name in ("access", "access_commands")
         ),
     ]
+
+
+def test_the_base_image_is_pinned_by_digest_and_documented() -> None:
+    text = (ROOT / "images" / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
+    pinned = re.fullmatch(r"([\w.-]+:[\w.-]+)@sha256:[0-9a-f]{64}", base)
+    assert pinned is not None
+    assert f"`{pinned[1]}` by digest" in (ROOT / "SECURITY.md").read_text()
