@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +75,23 @@ async def running_store(directory: Path, url: str) -> AsyncIterator[str]:
         yield (await written(directory / "chdb.log", "http://", child, 60)).strip()
 
 
-async def load_usage(store: Store, aws: Aws) -> None:
-    """Load every object of the bucket repeatedly: the table keeps each record once."""
+async def load_usage(store: Store, aws: Aws, stop: asyncio.Event) -> None:
+    """Load every object of the bucket repeatedly until `stop` is set.
+
+    The table keeps each record once. A statement is not cancelled: the server would go on with it,
+    and wait for a bucket that is no longer there.
+    """
     (statement,) = split_statements((USAGE_SQL / "load.sql").read_text())
     glob = "/v1/**/*.jsonl.{zst,gz}'"
     place = f"'{aws.url}/{BUCKET}{glob}, 'demo', 'demo'"
     statement = statement.replace(f"'https://BUCKET.s3.REGION.amazonaws.com{glob}", place)
-    while True:
+    while not stop.is_set():
         try:
             await store.run(statement)
         except StoreError as error:  # an empty bucket is one too
             _say(f"nothing loaded yet: {str(error)[:100]}")
-        await asyncio.sleep(LOAD_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOAD_SECONDS)
 
 
 class RunRows:
@@ -160,8 +165,10 @@ async def play(directory: Path, url: str, password: str, *, once: bool) -> int:
         daemons = await enter(Daemons(names, agents, directory, session))
         await daemons.start()
         await enter(running_workload(target, directory, 1))
-        loading = asyncio.ensure_future(load_usage(store, aws))
-        stack.callback(loading.cancel)
+        stop = asyncio.Event()
+        loading = asyncio.ensure_future(load_usage(store, aws, stop))
+        stack.push_async_callback(lambda: loading)
+        stack.callback(stop.set)
         await _notify(daemons, Alertmanager(session))
         await _until_all_arrive(found, directory)
         if not once:

@@ -98,6 +98,7 @@ STAND_INS = {
     "BYOC_ALERTS_WEBHOOK_TOKEN": "none",
     "BYOC_ALERTS_FINGERPRINT_SECRET": "0" * 32,
     "BYOC_CLICKHOUSE_PASSWORD": "none",
+    "BYOC_METRICS_TOKEN": "none",
     "BYOC_ACCESS_PASSWORD": "none",
     "BYOC_ACCESS_TOKEN": "none",
     "BYOC_ACCESS_SIGNING_SECRET": "whsec_" + "A" * 32,

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
 from byoc_agents.app.cli import main
-from byoc_agents.app.run import DAEMONS, configure
+from byoc_agents.app.run import DAEMONS, configure, daemon_spec
+from byoc_agents.app.runtime import ClickHouseSettings
+from byoc_agents.app.settings import CoreSettings, settings_of
 from byoc_agents.policy.cli import COMMANDS, IDENTITIES, STAND_INS, queue_arn
 from byoc_agents.policy.manifest import documents
 
@@ -40,6 +43,24 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def policy(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(["policy", *argv]) == 0
     return capsys.readouterr().out
+
+
+def test_no_secret_of_a_daemon_is_needed_or_read(
+    environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files of the secrets are in the pod, not where somebody prints the policies."""
+    structs: list[type[msgspec.Struct]] = [CoreSettings, ClickHouseSettings]
+    structs += [daemon_spec(name).settings for name in DAEMONS]
+    secrets = {
+        setting.variable
+        for struct in structs
+        for setting, _ in settings_of(struct).values()
+        if setting.secret and setting.variable != "BYOC_HTTPS_PROXY"  # a destination
+    }
+    assert {"BYOC_METRICS_TOKEN", "BYOC_ALERTS_TOKEN"} < secrets
+    for variable in secrets:
+        environ.setenv(f"{variable}_FILE", "/no/such/file")
+    assert policy(capsys, "table")
 
 
 def test_the_table_has_a_row_for_each_destination_of_each_daemon(
