@@ -10,7 +10,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
-from lab.bench.machine import measured
+from lab.bench.machine import measured, peak_rss_mib
 from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.s3 import FakeS3
 
@@ -188,7 +187,7 @@ async def _archive(bucket: Bucket, wanted: int, records: int) -> Figures:
         "cpu_us_per_object": round(cpu / wanted * 1e6),
         "objects_per_core_second": round(wanted / cpu),
         "load_average": round(os.getloadavg()[0], 1),
-        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mib": round(peak_rss_mib()),
     }
 
 

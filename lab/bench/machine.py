@@ -20,3 +20,13 @@ def _machine() -> str:
 def _load() -> str:
     """Return the machine's load, the mean of 15 minutes."""
     return f"{os.getloadavg()[2]:.0f}"
+
+
+def peak_rss_mib() -> float:
+    """Return the peak memory of this process in MiB.
+
+    Not ru_maxrss, which begins with the memory of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return kib / 1024

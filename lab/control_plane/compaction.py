@@ -44,7 +44,7 @@ from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
-from lab.bench.machine import measured
+from lab.bench.machine import measured, peak_rss_mib
 from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects
 from lab.fakes.s3 import FakeS3
 
@@ -190,10 +190,7 @@ def run_alone(root: str, response: Connection) -> None:
 def used_so_far() -> tuple[float, float]:
     """Return CPU in seconds and peak memory in MiB of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    # Not ru_maxrss, which begins with the memory of the parent.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (peak,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return used.ru_utime + used.ru_stime, peak / 1024
+    return used.ru_utime + used.ru_stime, peak_rss_mib()
 
 
 def compact_many(wanted: int, records: int, directory: Path, hours: int = 24) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SECURITY.md names tests and commands: both have to be there."""
+"""SECURITY.md and the page of the review name tests and commands: both have to be there."""
 
 import ast
 import re
@@ -12,7 +12,8 @@ from byoc_agents.policy.cli import COMMANDS as POLICIES
 
 ROOT = Path(byoc_agents.__file__).parents[2]
 PAGE = (ROOT / "SECURITY.md").read_text()
-NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py::\w+", PAGE)))
+REVIEW = (ROOT / "docs/internals/security-review.md").read_text()
+NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py::\w+", PAGE + REVIEW)))
 THREATS = re.findall(
     r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE.split("## Threats")[1].split("\n## ")[0], re.MULTILINE
 )

@@ -3,7 +3,8 @@
 -- A record with more CPU than its machine has is in `excluded_*` only. A record of 0.1.0 does not
 -- say how many CPUs that is: other records of the pod do, in the table, else 2048 is the bound. Allocated = size x counted
 -- time; time without a known size is in `unknown_allocated_*`. no_checkpoint and spool_corrupt gaps
--- count only where no other record of the container does.
+-- count only where no other record of the container does. ClickHouse 25.8 takes `records.*` for the
+-- column of the result, so the records have the second name `every`.
 WITH
     records AS
     (
@@ -36,11 +37,11 @@ WITH
     usage AS
     (
         SELECT
-            records.*,
+            every.*,
             bounded AND cpu_core_seconds * 1000
                 > toDecimal128(coalesce(machine_cpus, known_cpus, 2048), 6) * each_cpu_ms
                 AS impossible
-        FROM records
+        FROM records AS every
         LEFT JOIN machines USING (organization_id, service_id, replica, pod)
     ),
     covered AS
