@@ -220,8 +220,12 @@ class Broker:
 
     @property
     def overdue_seconds(self) -> float:
-        """For how long the user of a grant may exist after the grant's end."""
-        late = [g.end_ms for g in self._active.values() if g.touched and g.end_ms]
+        """For how long the user of a grant may exist after its end, agreed or ordered."""
+        late = [
+            g.end_ms if g.state in LIVE else min(g.end_ms, g.since_ms)
+            for g in self._active.values()
+            if g.touched and g.end_ms
+        ]
         return max(0, *((self._now().wall_ms - end) / 1000 for end in late), 0)
 
     def status(self) -> dict[str, Any]:

@@ -683,6 +683,32 @@ async def test_a_user_after_its_end_is_overdue_until_it_is_gone(harness: Harness
     assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
 
 
+@pytest.mark.parametrize("how", ["revoke", "kill switch", "policy", "withdrawal"])
+async def test_an_ordered_end_that_a_server_does_not_confirm_is_overdue(
+    harness: Harness, how: str
+) -> None:
+    """The agreed end is almost an hour away; what counts is the end that was ordered."""
+    await harness.open_grant()
+    harness.servers["r1"].reachable = False
+    match how:
+        case "revoke":
+            await harness.order(Revoke(id=GRANT_ID))
+        case "kill switch":
+            touch(harness.kill_file)
+        case "policy":
+            harness.write_policy(enabled=False)
+        case "withdrawal":
+            await harness.order(Submit(envelope=withdrawal_envelope()))
+    await harness.passes(1)
+    began = harness.broker.overdue_seconds
+    assert began <= 1
+    await harness.passes(30, 4)
+    assert harness.broker.overdue_seconds == began + 120
+    harness.servers["r1"].reachable = True
+    await harness.passes(31, 2)
+    assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
+
+
 async def test_a_user_that_is_still_listed_is_not_gone(harness: Harness) -> None:
     await harness.open_grant()
     harness.servers["r1"].keeps_users = True

@@ -69,6 +69,7 @@ the wall clock is set back                 broker    a_clock_that_is_set_back_cl
 the machine has restarted, clock set back  broker    a_clock_that_is_set_back_by_a_restart_of_the_machine_closes
 a server is unreachable at the end         broker    an_unreachable_server_is_tried_until_it_answers
 the right to drop was taken away           broker    a_user_after_its_end_is_overdue_until_it_is_gone
+an ordered end is not confirmed            broker    an_ordered_end_that_a_server_does_not_confirm_is_overdue
 a server will never respond again          broker    a_replica_that_is_given_up_makes_the_record_incomplete
 queries survive KILL QUERY                 broker    queries_that_survive_are_stated_and_collecting_waits
 the logs cannot be read                    broker    logs_that_cannot_be_read_until_the_deadline_are_a_gap
