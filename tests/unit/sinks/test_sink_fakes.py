@@ -1,4 +1,4 @@
-"""The fakes are the oracle of the fault tests, so they are held to what they promise."""
+"""The fakes are the oracle of the fault tests, so their own behavior is tested here."""
 
 import asyncio
 import json
