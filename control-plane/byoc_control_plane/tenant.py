@@ -16,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import load, name
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.errors import ConfigError
+from byoc_agents.manifest import DuplicateKeyError, documents
 from byoc_agents.policy.render import dump_yaml
 from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.registry import Registry, RegistryError, write_secret
@@ -211,14 +210,18 @@ def _values(asked: argparse.Namespace) -> str:
 
 
 def _read_values(path: Path) -> dict[str, Any]:
+    wanted = "the values of a chart"
     try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError([f"--values {path}: {why}: expected the values of a chart"]) from error
-    if not isinstance(found, dict):
-        raise ConfigError([f"--values {path}: expected a mapping of values"])
-    return found
+        found = documents(path.read_text(), f"--values {path}", wanted)
+    except OSError as error:
+        raise ConfigError([f"--values {path}: {error.strerror}: expected {wanted}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"--values {path}: is not UTF-8: expected {wanted}"]) from error
+    except DuplicateKeyError as error:
+        raise ConfigError([f"--values {path}: {error}: expected {wanted}"]) from error
+    if len(found) != 1 or not isinstance(found[0], dict):
+        raise ConfigError([f"--values {path}: expected one mapping of values"])
+    return found[0]
 
 
 def _section(values: dict[str, Any], key: str) -> dict[str, Any]:

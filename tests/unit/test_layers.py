@@ -49,12 +49,14 @@ MAY_IMPORT = {
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
     "envelope": {"errors"},
+    "manifest": {"errors"},
     "airgap": {*CORE, "envelope", "airgap"},
     "access_commands": {*CORE, "envelope", "access", "report", "access_commands"},
     "usage": {*CORE, "billing", "audit", "report", "usage"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }
 MAY_IMPORT["access"].add("envelope")
+MAY_IMPORT["alerts"].add("manifest")
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}
 SERVER = PACKAGE / "app" / "admin_server.py"
 

@@ -86,22 +86,27 @@ def _texts(value: Any) -> dict[str, str]:
 
 
 def read_rules(path: str) -> list[Mapping[str, Any]]:
-    """Return the alerting rules of a rule file or a PrometheusRule. Raises ConfigError."""
-    import yaml  # noqa: PLC0415  1 MiB, needed only here
+    """Return the alerting rules of a rule file or of PrometheusRules. Raises ConfigError."""
+    from byoc_agents.manifest import DuplicateKeyError, documents  # noqa: PLC0415  PyYAML: 1 MiB
 
+    wanted = "a file of Prometheus rules"
+    found: list[Mapping[str, Any]] = []
     try:
-        found: list[Mapping[str, Any]] = []
-        for document in yaml.safe_load_all(Path(path).read_text()):
-            whole: Any = document or {}
+        for document in documents(Path(path).read_text(), path, wanted):
+            whole: Any = document
             groups = whole.get("spec", whole).get("groups", [])
-            found += [
-                rule for group in groups for rule in group.get("rules", []) if "alert" in rule
-            ]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
-        why = [*str(error).splitlines(), type(error).__name__][0]
-        raise ConfigError([f"{path}: {why}: expected a file of Prometheus rules"]) from error
+            rules = [rule for group in groups for rule in group.get("rules", [])]
+            found += [rule for rule in rules if rule.get("alert") is not None]
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}: expected {wanted}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is not UTF-8: expected {wanted}"]) from error
+    except DuplicateKeyError as error:
+        raise ConfigError([f"{path}: {error}: expected {wanted}"]) from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError([f"{path}: has no groups of rules: expected {wanted}"]) from error
     if not found:
-        raise ConfigError([f"{path}: no alerting rule: expected a file of Prometheus rules"])
+        raise ConfigError([f"{path}: no alerting rule: expected {wanted}"])
     return found
 
 

@@ -6,7 +6,7 @@ They need no settings, and print nothing but findings.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -15,9 +15,9 @@ import msgspec
 
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.errors import ConfigError
+from byoc_agents.manifest import DuplicateKeyError, documents
 from byoc_agents.policy import eks, ingress
 from byoc_agents.policy.drift import PolicyFinding
-from byoc_agents.policy.manifest import DuplicateKeyError, documents
 from byoc_agents.policy.render import findings_json
 
 Judged = tuple[list[PolicyFinding], list[str]]
@@ -73,9 +73,11 @@ def _judge_eks(asked: argparse.Namespace) -> Judged:
 def _judge_ingress(asked: argparse.Namespace) -> Judged:
     text = _read(asked.check, "--check")
     try:
-        given = documents(text, asked.check)
+        given = documents(text, f"--check {asked.check}")
     except DuplicateKeyError as error:
         return [PolicyFinding(asked.check, str(error), "each key once")], []
+    if not any(isinstance(one, Mapping) and one.get("kind") for one in given):
+        raise ConfigError([f"--check {asked.check}: no object with a kind: expected manifests"])
     return ingress.judge(given), []
 
 

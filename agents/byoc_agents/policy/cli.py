@@ -17,6 +17,7 @@ from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, ip_literal, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
+from byoc_agents.manifest import DuplicateKeyError, documents
 from byoc_agents.policy import (
     account_checks,
     cilium,
@@ -31,7 +32,6 @@ from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
-from byoc_agents.policy.manifest import DuplicateKeyError, documents
 from byoc_agents.policy.render import (
     STACK_FORMS,
     destinations_table,
@@ -240,7 +240,7 @@ def _check_document(
     if open_points := sorted(set(re.findall(r"<[A-Z_]+>", str(rendered.document)))):
         raise ConfigError([f"--check: expected options for {', '.join(open_points)}"])
     try:
-        given = documents(_read(path), path)
+        given = documents(_read(path), f"--check {path}")
     except DuplicateKeyError as error:
         return [PolicyFinding(path, str(error), "each key once")], []
     except ValueError as error:

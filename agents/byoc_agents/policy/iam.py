@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from byoc_agents.manifest import parse_json
 from byoc_agents.policy.drift import PolicyFinding
-from byoc_agents.policy.manifest import parse_json
 
 ELEMENTS = ("Principal", "Action", "Resource")
 KNOWN = frozenset({"Sid", "Effect", "Condition", *ELEMENTS, *(f"Not{name}" for name in ELEMENTS)})

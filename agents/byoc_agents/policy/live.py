@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from byoc_agents.errors import ConfigError
+from byoc_agents.manifest import DuplicateKeyError, parse_json
 from byoc_agents.policy import iam
 from byoc_agents.policy.drift import PolicyFinding, canonical
-from byoc_agents.policy.manifest import DuplicateKeyError, parse_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,3 +83,13 @@ def test_a_file_without_rules_is_an_error(
     (tmp_path / "x.yaml").write_text("a: [")
     assert main(["alerts", "preview", str(tmp_path / "x.yaml")]) == 2
     assert "expected a file of Prometheus rules" in capsys.readouterr().err
+
+
+def test_rules_as_kubectl_prints_them_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = {"name": "own", "rules": [{"alert": "ClickHouseDown", "expr": "up == 0"}]}
+    rules = {"kind": "PrometheusRule", "spec": {"groups": [group]}}
+    listed = {"apiVersion": "v1", "kind": "List", "items": [rules, rules | {"spec": {}}]}
+    (tmp_path / "listed.json").write_text(json.dumps(listed))
+    assert run_preview(capsys, tmp_path / "listed.json").keys() == {"ClickHouseDown"}

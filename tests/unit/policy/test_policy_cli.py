@@ -14,8 +14,8 @@ from byoc_agents.app.cli import main
 from byoc_agents.app.run import DAEMONS, configure, daemon_spec
 from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.app.settings import CoreSettings, settings_of
+from byoc_agents.manifest import documents
 from byoc_agents.policy.cli import COMMANDS, IDENTITIES, STAND_INS, queue_arn
-from byoc_agents.policy.manifest import documents
 
 SETTINGS = {
     "BYOC_ORGANIZATION_ID": "org-1",

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as some
 
+from byoc_agents.manifest import documents
 from byoc_agents.policy import iam, union
 from byoc_agents.policy.aws import (
     boundary,
@@ -25,7 +26,6 @@ from byoc_agents.policy.drift import differences, matching
 from byoc_agents.policy.flows import ANYWHERE
 from byoc_agents.policy.inputs import Facts, Objects, Options
 from byoc_agents.policy.kubernetes import network_policy
-from byoc_agents.policy.manifest import documents
 from byoc_agents.policy.nftables import egress_rules
 from tests.unit.policy.policies import FACTS, listening
 

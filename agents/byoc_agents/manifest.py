@@ -12,6 +12,7 @@ import yaml
 
 from byoc_agents.errors import ConfigError
 
+WANTED = "one JSON document, or YAML documents with `---` between them"
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
@@ -19,12 +20,16 @@ class DuplicateKeyError(ValueError):
     """A mapping has a key twice; the text names it."""
 
 
-def documents(text: str, name: str) -> list[object]:
-    """Return the documents of a manifest. Raises ConfigError and DuplicateKeyError."""
+def documents(text: str, where: str, wanted: str = WANTED) -> list[object]:
+    """Return the documents of a manifest; the items of a list take the list's place.
+
+    Raises DuplicateKeyError, and ConfigError if the text is neither JSON nor YAML; it names
+    the file by `where` and what is expected by `wanted`.
+    """
     try:
         found: list[object] = [parse_json(text)]
     except json.JSONDecodeError:
-        found = _parse_yaml(text, name)
+        found = _parse_yaml(text, where, wanted)
     return [item for document in found for item in _items(document)]
 
 
@@ -34,6 +39,10 @@ def parse_json(text: str) -> object:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise json.JSONDecodeError("nested too deeply", text, 0) from error
+    except (json.JSONDecodeError, DuplicateKeyError):
+        raise
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise json.JSONDecodeError("a number is too long", text, 0) from error
 
 
 def _items(document: object) -> Iterator[object]:
@@ -56,14 +65,19 @@ def _items(document: object) -> Iterator[object]:
         yield from _items({**item, **missing} if missing else item)
 
 
-def _parse_yaml(text: str, name: str) -> list[object]:
+# PyYAML raises the last three for a value that does not fit its type, such as `!!int ""`.
+_UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, LookupError)
+
+
+def _parse_yaml(text: str, where: str, wanted: str) -> list[object]:
     try:
         found = yaml.load_all(text, Loader=_UniqueKeys)
         return [document for document in found if document is not None]
-    except (yaml.YAMLError, RecursionError) as error:
-        why = f"cannot be read ({str(error).splitlines()[0]})"
-        wanted = "one JSON document, or YAML documents with `---` between them"
-        raise ConfigError([f"--check {name}: {why}: expected {wanted}"]) from error
+    except DuplicateKeyError:
+        raise
+    except _UNREADABLE as error:
+        why = f"cannot be read ({[*str(error).splitlines(), type(error).__name__][0]})"
+        raise ConfigError([f"{where}: {why}: expected {wanted}"]) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
