@@ -1,6 +1,7 @@
 """Connections between pods, and listeners in a pod that a policy selects."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from lab.cluster import environment
@@ -68,10 +69,16 @@ def listen_in(cluster: Cluster, pod: str, *ports: int) -> None:
 
 
 def post_alerts(cluster: Cluster, namespace: str, pod: str) -> str:
-    """Post a recorded notification of a real Alertmanager from a pod; return the status."""
+    """Post a recorded notification of a real Alertmanager from a pod; return the status.
+
+    Its alerts begin now: the forwarder takes those that it knows for a repetition.
+    """
+    notification = json.loads(NOTIFICATION.read_text())
+    for alert in notification["alerts"]:
+        alert["startsAt"] = datetime.now(UTC).isoformat()
     arguments = ("-n", namespace, "exec", "-i", pod, "--", "python3", "-c", POST)
     token = ALERTS["webhook-token"]
-    return cluster.kubectl(*arguments, FORWARDER, token, given=NOTIFICATION.read_text()).strip()
+    return cluster.kubectl(*arguments, FORWARDER, token, given=json.dumps(notification)).strip()
 
 
 def _container(cluster: Cluster, namespace: str, pod: str) -> str:

@@ -76,7 +76,7 @@ def write_programs(cluster: Cluster, directory: Path) -> None:
 
 def merged() -> Manifest:
     """Return the page's values with the parts replaced that this cluster does not have."""
-    (text,) = blocks("yaml")
+    text, *_ = blocks("yaml")
     page, here = yaml.safe_load(text), environment.values()
     for name in ("aws", "clickhouse", "allowInsecureEndpoints", "networkPolicy"):
         page[name] = here[name]
