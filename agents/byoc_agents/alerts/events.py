@@ -91,8 +91,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     withheld: Annotated[
         list[str],
         describe(
-            "The labels.NAME and annotations.NAME that are left out because they look like an "
-            "address or a secret."
+            "The labels.NAME and annotations.NAME that are left out: a default label that does not "
+            "match its pattern, or a value that looks like an address or a secret."
         ),
     ] = []
     group_truncated_alerts: Annotated[
@@ -257,7 +257,7 @@ def build_alert(  # noqa: PLR0913  the alert, its context, and the fact to repor
 
     With `end_inferred`, the received alert fires with a later start than that of `alert`.
     """
-    labels = pick(alert.labels, allowed.labels, MAX_LABEL, words=True)
+    labels = pick(alert.labels, allowed.labels, MAX_LABEL, labels=True)
     annotations = pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
     ends_at_ms = alert.ends_at_ms if status == "resolved" else None
     data = Alert(
@@ -313,7 +313,7 @@ def build_watchdog(
             fingerprint=alert.fingerprint,
             starts_at=rfc3339(alert.starts_at_ms),
             received_at=at,
-            labels=pick(alert.labels, allowed.labels, MAX_LABEL, words=True).values,
+            labels=pick(alert.labels, allowed.labels, MAX_LABEL, labels=True).values,
         ),
     )
 

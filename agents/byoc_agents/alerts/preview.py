@@ -52,7 +52,7 @@ def preview(settings: Settings, file: str, rule: Mapping[str, Any]) -> Preview:
     watched = _selects(matchers.parse(settings.watchdog), labels)
     selected = _selects(matchers.parse(settings.selected), labels)
     leaves = max(watched, selected, key=("no", "depends", "yes").index)
-    picked = pick(labels, settings.labels, MAX_LABEL, words=True)
+    picked = pick(labels, settings.labels, MAX_LABEL, labels=True)
     texts = pick(annotations, settings.annotations, MAX_ANNOTATION)
     templated = {n: v for n, v in labels.items() if TEMPLATE in v and n in settings.labels}
     shown = picked.values | templated  # a template is checked when it is expanded

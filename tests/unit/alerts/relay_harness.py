@@ -19,7 +19,7 @@ RULES = Rules(
     origin=Origin("org", "svc", "us-east-1", "pod-0"),
     selector=matchers.parse('severity=~"critical|warning"'),
     watchdog=matchers.parse('alertname="Watchdog"'),
-    allowed=Allowed(("alertname", "severity", "cluster"), ("summary",)),
+    allowed=Allowed(("alertname", "severity", "cluster", "team"), ("summary",)),
     reminder_seconds=900,
     reopen_seconds=360,
 )

@@ -60,6 +60,18 @@ def test_the_fields_of_a_customers_rule_are_shown(
     assert one["dropped"] == ["labels.team"]
 
 
+def test_a_host_under_a_default_label_is_shown_as_withheld(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], environ: pytest.MonkeyPatch
+) -> None:
+    environ.setenv("BYOC_ALERTS_MATCHERS", 'severity="critical"')
+    (tmp_path / "own.yaml").write_text(
+        OWN.replace("SELECT name FROM customers", "db1.acme.internal")
+    )
+    one = run_preview(capsys, tmp_path / "own.yaml")["OrdersTableSlow"]
+    assert one["leaves"] == "yes"
+    assert one["withheld"] == ["labels.reason"]
+
+
 def test_a_matcher_on_a_label_of_the_metric_is_marked(
     capsys: pytest.CaptureFixture[str], environ: pytest.MonkeyPatch
 ) -> None:

@@ -61,13 +61,25 @@ async def test_a_truncated_group_is_marked(harness: Harness) -> None:
 
 
 async def test_long_values_are_cut_and_listed(harness: Harness) -> None:
-    long = alert(labels={"alertname": "x" * 9999, "severity": "critical"})
+    long = alert(labels={"alertname": "Down", "severity": "critical", "team": "x" * 9999})
     long["annotations"] = {"summary": "é" * 9999}
     await harness.accept(long)
     (event,) = await harness.events()
-    assert len(event["data"]["labels"]["alertname"]) == MAX_LABEL
+    assert len(event["data"]["labels"]["team"]) == MAX_LABEL
     assert len(event["data"]["annotations"]["summary"]) == MAX_ANNOTATION
-    assert event["data"]["cut"] == ["labels.alertname", "annotations.summary"]
+    assert event["data"]["cut"] == ["labels.team", "annotations.summary"]
+
+
+async def test_an_alert_whose_labels_do_not_match_their_pattern_is_sent_without_them(
+    harness: Harness,
+) -> None:
+    host = {"alertname": "db1.acme.internal", "severity": "critical", "reason": "a/b"}
+    assert await harness.accept(alert(labels=host)) == 1
+    await harness.accept(alert(labels={"alertname": "Watchdog", "cluster": "a/b"}))
+    sent = {event["type"]: event["data"] for event in await harness.events()}
+    assert sent["byoc.alert.v1"]["labels"] == {"severity": "critical"}
+    assert sent["byoc.alert.v1"]["withheld"] == ["labels.alertname"]
+    assert sent["byoc.alert.watchdog.v1"]["labels"] == {"alertname": "Watchdog"}
 
 
 async def test_every_event_matches_its_schema(harness: Harness) -> None:
