@@ -24,6 +24,7 @@ from byoc_agents.access.clickhouse_admin import (
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
+    CLICKHOUSE,
     REQUEST,
     WITHDRAWAL,
     AccessRequest,
@@ -220,11 +221,15 @@ class Broker:
 
     @property
     def overdue_seconds(self) -> float:
-        """For how long the user of a grant may exist after its end, agreed or ordered."""
+        """For how long a grant may give access after its end, agreed or ordered.
+
+        It may while a replica has not confirmed that its user is gone, or while one of its
+        endpoints other than ClickHouse's may have a pod.
+        """
         late = [
             g.end_ms if g.state in LIVE else min(g.end_ms, g.since_ms)
             for g in self._active.values()
-            if g.touched and g.end_ms
+            if g.end_ms and _counts_as_open(g) and (g.touched or self._find_up(g))
         ]
         return max(0, *((self._now().wall_ms - end) / 1000 for end in late), 0)
 
@@ -267,6 +272,8 @@ class Broker:
             self._state_endpoints()
             await self._work()
             await self._flush()
+            if self.tailnet is not None:
+                await self.tailnet.reconcile()
             await self._parts.clock.sleep(PASS_SECONDS)
 
     async def run_pass(self) -> None:
@@ -302,6 +309,22 @@ class Broker:
         if self.tailnet is not None:
             live = [grant for grant in self._active.values() if grant.state in LIVE]
             self.tailnet.set_needed({name for g in live for name in g.request.endpoints})
+
+    def _find_up(self, grant: Grant) -> Sequence[str]:
+        """Return the grant's endpoints that give access by themselves and may have a pod.
+
+        That of ClickHouse does not: without the user it leads to a login that is refused.
+        """
+        if self.tailnet is None:
+            return ()
+        return self.tailnet.find_up(e for e in grant.request.endpoints if e != CLICKHOUSE)
+
+    def _find_unscaled(self, grant: Grant) -> Sequence[str]:
+        """Return the endpoints of a grant without a user that the broker does not scale."""
+        if grant.needs_user:
+            return ()
+        names = grant.request.endpoints
+        return names if self.tailnet is None else self.tailnet.find_unknown(names)
 
     def _read_controls(self) -> None:
         reason, policy = self._parts.kill_switch.find_reason(), None
@@ -348,7 +371,7 @@ class Broker:
         due = find_due(grant, self._now(), self._conditions(grant))
         if due is None:
             return
-        replicas = tuple(self._admins)
+        replicas = tuple(self._admins) if grant.needs_user else ()
         fields = {"replicas": replicas, "touched": replicas} if due.cause is Cause.MAY_OPEN else {}
         await self._apply(grant, due.cause, due.reason, fields)
 
@@ -801,9 +824,9 @@ class Broker:
         return grant
 
     async def _open(self, grant: Grant) -> None:
-        """Sign the certificate, create the user on the replicas, and open the grant."""
+        """Make what the grant's endpoints need, and open the grant."""
         try:
-            reason = await self._prepare(grant.id)
+            reason = await self._prepare(grant)
             current = await self._require(grant.id, State.OPENING)
         except ChangedError:
             return
@@ -814,30 +837,46 @@ class Broker:
         if opened.state is State.OPENING:  # not recorded: nobody may get the certificate
             await self._apply(opened, Cause.RECORD_FAILED, f"record_failed: {self._record_error}")
 
-    async def _prepare(self, grant_id: str) -> str:
+    async def _prepare(self, grant: Grant) -> str:
         """Return why the grant cannot open, or "" if it may. Raises ChangedError."""
-        usable, problems = await self._check_replicas()
-        current = await self._require(grant_id, State.OPENING)
-        assert self._policy is not None  # noqa: S101  else the kill switch has closed it just now
-        needs_all = self._policy.file.replicas == "all"
-        if not usable or (needs_all and problems):
-            return next(iter(problems.values()), "no replicas")
-        if not current.certificate:
+        usable: list[ClickHouseAdmin] = []
+        if grant.needs_user:
+            usable, problems = await self._check_replicas()
+            if not usable or (self._needs_all and problems):
+                await self._require(grant.id, State.OPENING)
+                return next(iter(problems.values()), "no replicas")
+        current = await self._require(grant.id, State.OPENING)
+        if unscaled := self._find_unscaled(current):
+            return f"tailnet: {unscaled[0]}: not scaled by the broker, so it could not end access"
+        if current.needs_certificate and not current.certificate:
             try:
                 await self._certify(current)
             except (AuthorityError, RecordError) as error:
                 return f"authority: {error}"
         if self.tailnet is not None:
+            current = await self._require(grant.id, State.OPENING)
             try:
                 await self.tailnet.open(current.request.endpoints)
             except TailnetError as error:
                 return f"tailnet: {error}"
+        return await self._create_users(current, usable) if current.needs_user else ""
+
+    async def _create_users(self, grant: Grant, admins: Sequence[ClickHouseAdmin]) -> str:
+        """Create the user on these replicas. Return why too few have it, or "".
+
+        Raises ChangedError.
+        """
         made = []
-        for admin in usable:
-            current = await self._require(grant_id, State.OPENING)
+        for admin in admins:
+            current = await self._require(grant.id, State.OPENING)
             if await self._create(current, admin):
                 made.append(admin.name)
-        return "" if made and not (needs_all and len(made) < len(self._admins)) else "users"
+        return "" if made and not (self._needs_all and len(made) < len(self._admins)) else "users"
+
+    @property
+    def _needs_all(self) -> bool:
+        """Whether the policy requires every replica; without a policy, the kill switch is on."""
+        return self._policy is not None and self._policy.file.replicas == "all"
 
     async def check_servers(self) -> Mapping[str, str]:
         """Return the first problem of each server, as before an opening; "" if it has none."""
@@ -891,12 +930,13 @@ class Broker:
         self._take_effect(after)
 
     def _account(self, grant: Grant) -> GrantAccount | None:
-        if self._policy is None or grant.role not in self._policy.file.roles:
+        role = self._policy.file.roles.get(grant.role) if self._policy else None
+        if role is None or role.clickhouse_role is None:
             return None
         return GrantAccount(
             grant_id=grant.id,
             certificate_uri=uri_of_grant(self._parts.service_id, grant.id),
-            role=self._policy.file.roles[grant.role].clickhouse_role,
+            role=role.clickhouse_role,
             ticket=grant.request.reason.ticket,
             end_ms=grant.end_ms,
         )
@@ -923,7 +963,11 @@ class Broker:
         return False
 
     async def _close(self, grant: Grant) -> None:
-        """Drop the user everywhere and end its queries. Tried until every replica confirms."""
+        """Drop the user everywhere and end its queries. Tried until every replica confirms.
+
+        The grant stays in its state until its endpoints other than ClickHouse's have no pod. They
+        are scaled by another task, so nothing here waits for the Kubernetes API.
+        """
         missing = [name for name in grant.touched if name not in self._admins]
         admins = [self._admins[name] for name in grant.touched if name in self._admins]
         ended = await asyncio.gather(*(self._end_on(admin, grant) for admin in admins))
@@ -939,6 +983,8 @@ class Broker:
             self._try_later(current)
             return
         self._attempts.pop(grant.id, None)
+        if self._find_up(current):
+            return
         gone = Cause.USERS_GONE if current.opened_ms else Cause.USERS_GONE_UNOPENED
         await self._apply(current, gone, current.ended_because)
 
@@ -992,6 +1038,7 @@ class Broker:
             return
         gaps = errors | {name: logs.gap for name, logs in found.items() if logs.gap}
         gaps |= dict.fromkeys(grant.forgotten, "given up")
+        gaps |= dict.fromkeys(self._find_unscaled(grant), "no longer scaled by the broker")
         reason = "; ".join(f"{name}: {why}" for name, why in sorted(gaps.items()))
         if gaps:
             await self._apply(grant, Cause.COLLECTED_IN_PART, f"{grant.ended_because}; {reason}")
@@ -1058,7 +1105,8 @@ class Broker:
                 "access.sweep_failed", replica=admin.name, error=str(error)
             )
             return
-        known = {user_of(g.id) for g in self._active.values() if _counts_as_open(g)}
+        active = self._active.values()
+        known = {user_of(g.id) for g in active if _counts_as_open(g) and g.needs_user}
         for user in sorted(set(users) - known):
             self._unexpected_users += 1
             line = FactLine(
@@ -1084,7 +1132,7 @@ class Broker:
             current = await self._require(grant.id, State.OPEN)
         except ChangedError:
             return
-        if not any(has_user):
+        if current.needs_user and not any(has_user):
             await self._apply(current, Cause.USERS_LOST)
 
     async def _correct_on(self, grant: Grant, name: str) -> bool:
@@ -1129,6 +1177,7 @@ def _lesser(policy: Policy, one: str, other: str | None) -> str:
 def _details(grant: Grant) -> dict[str, str]:
     values = {
         "role": grant.role,
+        "endpoints": ", ".join(grant.request.endpoints),
         "duration_seconds": str(grant.duration_seconds),
         "end_ms": str(grant.end_ms) if grant.end_ms else "",
         "vendor_keys": ", ".join(grant.vendor_keys),

@@ -144,6 +144,10 @@ class Approval(Document, frozen=True, kw_only=True):
             raise ValueError("comment: expected a reason for the denial")
 
 
+CLICKHOUSE, KUBERNETES, METRICS = "clickhouse", "kubernetes", "metrics"
+ENDPOINTS = (CLICKHOUSE, KUBERNETES, METRICS)
+"""What a role may name: the parts of the cluster that an engineer can reach."""
+
 TYPES: dict[str, type[AccessRequest | Withdrawal | Approval]] = {
     REQUEST: AccessRequest,
     WITHDRAWAL: Withdrawal,

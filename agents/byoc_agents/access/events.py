@@ -29,7 +29,8 @@ REASONS = frozenset(
         *(cause.value for cause in Cause),
         *RULES,
         *(check.value for check in ServerCheck),
-        *("unreachable", "skew", "no replicas", "users", "authority"),  # why nothing was opened
+        # Why nothing was opened.
+        *("unreachable", "skew", "no replicas", "users", "authority", "tailnet"),
         *("kill_switch", "clock", "not_before", "hours", "max_open", "max_open_per_engineer"),
     }
 )

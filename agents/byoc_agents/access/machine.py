@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from byoc_agents.access.documents import (
+    CLICKHOUSE,
+    METRICS,
     REQUEST,
     AccessRequest,
     parse_document,
@@ -192,6 +194,19 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         document = parse_document(REQUEST, self.payload)
         assert isinstance(document, AccessRequest)  # noqa: S101  its type was signed
         return document
+
+    @property
+    def needs_user(self) -> bool:
+        """Whether the grant has a user on each replica of ClickHouse.
+
+        Earlier versions created one for every grant, also if it does not name ClickHouse.
+        """
+        return CLICKHOUSE in self.request.endpoints or bool(self.replicas)
+
+    @property
+    def needs_certificate(self) -> bool:
+        """Whether one of its endpoints asks for a certificate; the Kubernetes API does not."""
+        return self.needs_user or METRICS in self.request.endpoints
 
     @property
     def granted(self) -> Granted:

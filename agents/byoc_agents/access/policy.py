@@ -10,13 +10,15 @@ import binascii
 import datetime as dt
 import re
 import zoneinfo
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from byoc_agents.access.documents import (
+    CLICKHOUSE,
+    ENDPOINTS,
     MAX_PENDING_SECONDS,
     MAX_SECONDS,
     AccessRequest,
@@ -98,10 +100,13 @@ class OpeningHours(PolicyPart, frozen=True, kw_only=True, rename={"start": "from
 
 
 class Role(PolicyPart, frozen=True, kw_only=True):
-    """What a request may name. The rights are those of a role in ClickHouse."""
+    """What a request may name. The rights in ClickHouse are those of a role there.
 
-    clickhouse_role: RoleName
-    endpoints: tuple[Identifier, ...] = ("clickhouse",)
+    A role without the endpoint `clickhouse` has no role there: its grants have no user.
+    """
+
+    clickhouse_role: RoleName | None = None
+    endpoints: tuple[Identifier, ...] = (CLICKHOUSE,)
     pre_approved: bool = False
     approvals_needed: Approvals | None = None  # None = as the policy
     max_duration: Duration | None = None  # None = as the policy
@@ -184,13 +189,26 @@ class Policy(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached prop
 
 def load_policy(content: bytes) -> Policy:
     """Return the policy of a file's content. Raises PolicyError with every mistake it finds."""
+    return _load(content, CHECKS)
+
+
+def load_stored_policy(content: bytes) -> Policy:
+    """Return a policy that a broker has used, also one that named endpoints more freely.
+
+    Versions before the check of endpoints accepted any name, and wanted a role of ClickHouse for
+    each. Such files are in the evidence of grants. Raises PolicyError.
+    """
+    return _load(content, STORED_CHECKS)
+
+
+def _load(content: bytes, checks: Sequence[Callable[[PolicyFile], list[str]]]) -> Policy:
     if len(content) > MAX_POLICY_BYTES:
         raise PolicyError(f"the policy is too large: expected at most {MAX_POLICY_BYTES} bytes")
     try:
         file = msgspec.convert(_parse_yaml(content), PolicyFile, strict=False)
     except msgspec.ValidationError as error:
         raise PolicyError(f"{error}: {EXPECTED}") from None
-    mistakes = [mistake for check in CHECKS for mistake in check(file)]
+    mistakes = [mistake for check in checks for mistake in check(file)]
     if mistakes:
         raise PolicyError("; ".join(mistakes))
     return Policy(file, sha256(content), content)
@@ -364,6 +382,35 @@ def _check_roles(file: PolicyFile) -> list[str]:
     return mistakes
 
 
+def _check_endpoints(file: PolicyFile) -> list[str]:
+    """Check the endpoints of each role, and that it has a role of ClickHouse if it needs one."""
+    names = f"{', '.join(ENDPOINTS[:-1])} or {ENDPOINTS[-1]}"
+    mistakes = []
+    for name, role in file.roles.items():
+        place, found = f"roles.{name}.endpoints", role.endpoints
+        if not found:
+            mistakes.append(f"{place}: empty: expected at least one of {names}")
+            continue
+        mistakes += [
+            f"{place}: {one!r}: expected {names}"
+            for one in dict.fromkeys(found)
+            if one not in ENDPOINTS
+        ]
+        mistakes += [f"{place}: {one!r} is given twice" for one in _repeated(found)]
+        if CLICKHOUSE in found and role.clickhouse_role is None:
+            reason = "a role in ClickHouse, because the role has the endpoint `clickhouse`"
+            mistakes.append(
+                f"roles.{name}.clickhouse_role: missing: expected {reason} (the default), or"
+                f" `endpoints` without it"
+            )
+        elif CLICKHOUSE not in found and role.clickhouse_role is not None:
+            mistakes.append(
+                f"roles.{name}.clickhouse_role: {role.clickhouse_role!r}: expected none, because"
+                f" the role's endpoints do not include `clickhouse`"
+            )
+    return mistakes
+
+
 def _check_ticket(file: PolicyFile) -> list[str]:
     try:
         _matches(file.ticket, "")
@@ -372,7 +419,8 @@ def _check_ticket(file: PolicyFile) -> list[str]:
     return []
 
 
-CHECKS = (_check_keys, _check_approvers, _check_durations, _check_roles, _check_ticket)
+STORED_CHECKS = (_check_keys, _check_approvers, _check_durations, _check_roles, _check_ticket)
+CHECKS = (*STORED_CHECKS, _check_endpoints)
 
 
 def _matches(pattern: str, text: str) -> bool:

@@ -121,7 +121,7 @@ class BrokerCollector(Collector):
         )
         yield self._gauge(
             "byoc_access_overdue_seconds",
-            "For how long a user may exist after the end of its grant; 0 = none does",
+            "For how long a grant may give access after its end; 0 = none does",
             {(): broker.overdue_seconds},
         )
         yield self._gauge(

@@ -143,6 +143,11 @@ class _Endpoint:
         self.wait_seconds = 0.0  # before it
         self.late_boot_ns: int | None = None  # since when it is not as it must be
 
+    @property
+    def is_down(self) -> bool:
+        """Whether it had no pod at the last response, and nothing has been sent since."""
+        return self.attempted == 0 and self.accepted == 0 and self.reached
+
 
 class Tailnet:
     """The Deployments by the name of their endpoint. The methods belong to one event loop."""
@@ -175,6 +180,15 @@ class Tailnet:
         now_ns = self._clock.boot_ns()
         since = [e.late_boot_ns for e in self._endpoints.values() if e.late_boot_ns is not None]
         return max([0.0, *((now_ns - one) / 1e9 for one in since)])
+
+    def find_up(self, endpoints: Iterable[str]) -> Sequence[str]:
+        """Return those that may have a pod; endpoints without a Deployment here are left out."""
+        known = [self._endpoints[name] for name in endpoints if name in self._endpoints]
+        return [endpoint.name for endpoint in known if not endpoint.is_down]
+
+    def find_unknown(self, endpoints: Iterable[str]) -> Sequence[str]:
+        """Return those without a Deployment here, which nothing here can scale."""
+        return [name for name in endpoints if name not in self._endpoints]
 
     def take_unexpected(self) -> Sequence[str]:
         """Return the endpoints that had a pod although nobody needed one, once each time."""

@@ -585,7 +585,9 @@ def _policy(options: argparse.Namespace) -> int:
     if options.request:
         return _explain(policy, _read(options.request, MAX_ENVELOPE_BYTES))
     for name, role in policy.file.roles.items():
-        _write(f"  {name}: at most {policy.max_seconds(role)} s as {role.clickhouse_role}")
+        user = f"as {role.clickhouse_role}" if role.clickhouse_role else "without a user"
+        where = ", ".join(role.endpoints)
+        _write(f"  {name}: at most {policy.max_seconds(role)} s {user}, for {where}")
     return 0
 
 

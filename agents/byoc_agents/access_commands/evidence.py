@@ -46,6 +46,11 @@ The last command prints `previous` of the second line, and so on for each line.
 The digests of the queries and sessions are in the ledger's lines `collected`: `queries_sha256` and
 `sessions_sha256`.
 """
+WITHOUT_USER = """
+This grant had no user in ClickHouse: its endpoints are {endpoints}. So there are no rows of
+query_log and session_log, and nothing here shows what the engineer did there. The Kubernetes API
+has an audit log, and nginx logs each connection and each request for metrics.
+"""
 
 
 class Evidence(NamedTuple):
@@ -80,6 +85,8 @@ def collect_evidence(state: BrokerState, grant: Grant, ca_dir: str = "") -> Evid
                 name = f"{fact.detail['replica']}-{kind}.jsonl"
                 _add(files, missing, name, folder / name, fact.detail.get(f"{kind}_sha256", ""))
     summary = summarize(grant, state.facts(grant.id))
+    if not summary.clickhouse_user and summary.opened_at:
+        files["README.txt"] += WITHOUT_USER.format(endpoints=", ".join(summary.endpoints)).encode()
     files["summary.json"] = msgspec.json.format(msgspec.json.encode(summary)) + b"\n"
     if missing:
         files[MISSING] = "".join(f"{line}\n" for line in missing).encode()

@@ -8,12 +8,13 @@ import msgspec
 
 from byoc_agents.access import clickhouse_sql
 from byoc_agents.access.broker import POLICIES
+from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.control_files import KillSwitch
 from byoc_agents.access.documents import utc_text
 from byoc_agents.access.errors import PolicyError
 from byoc_agents.access.grants import GRANTS
 from byoc_agents.access.machine import ENDS, LIVE, Grant, State
-from byoc_agents.access.policy import load_policy
+from byoc_agents.access.policy import load_stored_policy
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.format import FactLine
 from byoc_agents.ledger.query import Filter, RecordedFact, events
@@ -41,6 +42,8 @@ class GrantSummary(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     role: str
     requested_role: str
+    endpoints: tuple[str, ...]
+    clickhouse_user: str  # "" = none was ever created, so no server has a record of its use
     duration_seconds: int
     requested_seconds: int
     vendor_keys: tuple[str, ...]
@@ -99,12 +102,13 @@ class BrokerState:
         """Return the views that the grant's role may read, or nothing if its policy is gone."""
         try:
             path = self.directory / POLICIES / f"{grant.policy_sha256}.yaml"
-            roles = load_policy(path.read_bytes()).file.roles
+            roles = load_stored_policy(path.read_bytes()).file.roles
         except (OSError, PolicyError):
             return []
-        if grant.role not in roles:
+        role = roles.get(grant.role)
+        if role is None or role.clickhouse_role is None or not grant.needs_user:
             return []
-        return _views_of(roles[grant.role].clickhouse_role)
+        return _views_of(role.clickhouse_role)
 
     @property
     def kill_file(self) -> Path:
@@ -147,6 +151,8 @@ def summarize(grant: Grant, facts: Sequence[RecordedFact]) -> GrantSummary:
         text=request.reason.text,
         role=grant.role,
         requested_role=request.role,
+        endpoints=request.endpoints,
+        clickhouse_user=user_of(grant.id) if grant.replicas else "",
         duration_seconds=grant.duration_seconds,
         requested_seconds=request.duration_seconds,
         vendor_keys=grant.vendor_keys,

@@ -29,6 +29,8 @@ def grant_text(
         "why": f"{grant.kind}, {grant.ticket}: {grant.text}",
         "role": _asked(grant.role, grant.requested_role),
         "may read": ", ".join(readable),
+        "endpoints": ", ".join(grant.endpoints),
+        "user": grant.clickhouse_user or ("none in ClickHouse" if grant.opened_at else ""),
         "duration": _asked(_duration(grant.duration_seconds), _duration(grant.requested_seconds)),
         "signed by": ", ".join(grant.vendor_keys),
         "approved by": ", ".join(grant.approvers),

@@ -15,8 +15,10 @@ from pathlib import Path
 import msgspec
 
 from byoc_agents.access.authority import CERTIFICATE_FILE, read_signing_request, uri_of_grant
+from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.documents import (
     APPROVAL,
+    CLICKHOUSE,
     REQUEST,
     AccessRequest,
     Approval,
@@ -26,7 +28,7 @@ from byoc_agents.access.documents import (
 from byoc_agents.access.errors import AuthorityError, DocumentError, PolicyError
 from byoc_agents.access.events import event_id
 from byoc_agents.access.machine import ENDS, TABLE, State
-from byoc_agents.access.policy import Policy, load_policy
+from byoc_agents.access.policy import Policy, load_stored_policy
 from byoc_agents.access_commands.evidence import MISSING, SUMS
 from byoc_agents.access_commands.state import sum_counts
 from byoc_agents.app.cloudevents import parse_rfc3339
@@ -226,7 +228,7 @@ class _EvidenceCheck:
                 self._add(f"policy-{name}.yaml: not the policy of the ledger")
             else:
                 try:
-                    self._policies[name] = load_policy(content)
+                    self._policies[name] = load_stored_policy(content)
                 except PolicyError as error:
                     self._add(f"policy-{name}.yaml: {error}")
 
@@ -386,9 +388,24 @@ class _EvidenceCheck:
             self._count_rows(replica, fact, "queries", "QueryStart", "queries")
             self._count_rows(replica, fact, "sessions", "LoginFailure", "failed_logins")
         last = self._facts[-1]
-        if last.fact == State.CLOSED and (opening := self._find(State.OPENING)) is not None:
-            for replica in sorted(set(_split(opening, "touched")) - collected.keys()):
+        if (opening := self._find(State.OPENING)) is None:
+            return
+        touched = set(_split(opening, "touched"))
+        if not touched:
+            self._check_without_user(opening)
+        if last.fact == State.CLOSED:
+            for replica in sorted(touched - collected.keys()):
                 self._add(f"{replica}: no rows were collected, and the grant is closed")
+
+    def _check_without_user(self, opening: FactLine) -> None:
+        """Check that a grant without a user in ClickHouse needed none, and note it."""
+        names = ", ".join(self._request.endpoints)
+        if CLICKHOUSE in self._request.endpoints:
+            line = f"ledger.jsonl: line {opening.sequence}"
+            self._add(f"{line}: opened without a server, and the request is for {names}")
+        else:
+            text = f"the grant had no user in ClickHouse (endpoints: {names})"
+            self._verdict.notes.append(f"{text}: no server has a record of its use")
 
     def _find(self, state: State) -> FactLine | None:
         return next((fact for fact in self._facts if fact.fact == state), None)
@@ -424,10 +441,20 @@ class _EvidenceCheck:
             ticket=self._request.reason.ticket,
             request_sha256=sha256(self._payload),
             counts=sum_counts(self._request.id, self._facts),
+            endpoints=self._request.endpoints,
+            clickhouse_user=self._find_user(),
         )
+        if found.clickhouse_user is None:  # of a version that did not state it
+            expected.endpoints = expected.clickhouse_user = None
         for field in _StatedSummary.__struct_fields__:
             if getattr(found, field) != getattr(expected, field):
                 self._add(f"summary.json: `{field}` is not that of the request and the ledger")
+
+    def _find_user(self) -> str:
+        """Return the user that was, or may have been, created; "" if there was none."""
+        opening = self._find(State.OPENING)
+        touched = opening is not None and _split(opening, "touched")
+        return user_of(self._request.id) if touched else ""
 
     def _count_receipts(self) -> None:
         """Note how many of the events about the grant the vendor has received."""
@@ -466,3 +493,5 @@ class _StatedSummary(msgspec.Struct):
     ticket: str
     request_sha256: str
     counts: dict[str, int]
+    endpoints: tuple[str, ...] | None = None  # None = of a version that did not state them
+    clickhouse_user: str | None = None

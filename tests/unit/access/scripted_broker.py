@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,8 @@ from byoc_agents.access.authority import Authority, create_authority, uri_of_gra
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
 from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount
 from byoc_agents.access.control_files import KillSwitch, PolicySource
-from byoc_agents.access.errors import ServerError
+from byoc_agents.access.documents import ENDPOINTS
+from byoc_agents.access.errors import ServerError, TailnetError
 from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.machine import Grant, State
 from byoc_agents.access.orders import Approve, Order, OrderFolder, Submit
@@ -31,6 +32,7 @@ from tests.unit.access.access_documents import GRANT_ID, policy_text, request_en
 from tests.unit.ledger.ledger_fakes import QuickDisk
 
 T = TypeVar("T")
+DEPLOYMENTS = {name: f"db/tailnet-{name}" for name in ENDPOINTS}
 
 
 class Harness:
@@ -49,11 +51,30 @@ class Harness:
         self.spool_bytes = 1 << 24
         self.contact_boot_ns: int | None = 0  # the last response of the control plane; None: files
         self.tailnet: Tailnet | None = None
+        self.scaler: ScriptedScaler
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
         self.write_policy()
         self.broker: Broker
+
+    def use_tailnet(self) -> "ScriptedScaler":
+        """Give the next broker a tailnet with all three endpoints, and return its Deployments."""
+        self.scaler = ScriptedScaler(DEPLOYMENTS)
+        self.scaler.on_step = self.record_step
+        self.connect_tailnet()
+        return self.scaler
+
+    def connect_tailnet(self) -> None:
+        """Forget what a broker knew of the Deployments, as the next one does."""
+        self.tailnet = Tailnet(DEPLOYMENTS, self.scaler, self.clock)
+
+    async def passes_with_tailnet(self, seconds: float, count: int = 1) -> None:
+        """Make passes, and scale between them, as the broker's other task does."""
+        assert self.tailnet is not None
+        for _ in range(count):
+            await self.passes(seconds)
+            await self.tailnet.reconcile()
 
     @property
     def state(self) -> Path:
@@ -255,6 +276,39 @@ class ScriptedServer:
         counts |= {} if self.failed_logins is None else {"failed_logins": self.failed_logins}
         logs = CollectedLogs(queries=lines, sessions=b"", counts=counts, gap=self.gap)
         return self.fail_or_do("collect", lambda: logs)
+
+
+class ScriptedScaler:
+    """Deployments in memory, with pods that a test may hold back."""
+
+    def __init__(self, deployments: Mapping[str, str]) -> None:
+        self.deployments = deployments
+        self.replicas = dict.fromkeys(deployments.values(), 0)
+        self.pods = dict.fromkeys(deployments.values(), 0)
+        self.on_step: Callable[[str], None] = lambda _: None
+        self.calls: list[tuple[str, int]] = []
+        self.error = ""
+        self.held = False  # pods stay as they are
+        self.called = asyncio.Event()
+        self.gate: asyncio.Event | None = None  # calls wait for it
+
+    async def scale(self, deployment: str, replicas: int) -> int:
+        self.calls.append((deployment, replicas))
+        self.called.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error:
+            raise TailnetError(self.error)
+        before = self.pods[deployment]
+        self.replicas[deployment] = replicas
+        if not self.held:
+            self.pods[deployment] = replicas
+        self.on_step(f"scale.{deployment}.{replicas}")
+        return before
+
+    @property
+    def up(self) -> set[str]:
+        return {name for name, one in self.deployments.items() if self.replicas[one]}
 
 
 class _CheckedLedger:

@@ -275,7 +275,12 @@ def test_a_policy_is_checked_before_it_is_used(
     path = tmp_path / "policy.yaml"
     path.write_text(policy_text())
     assert main(["policy", str(path)], {}) == 0
-    assert "system-metrics: at most 1800 s as byoc_access_metrics" in capsys.readouterr().out
+    expected = "system-metrics: at most 1800 s as byoc_access_metrics, for clickhouse\n"
+    assert expected in capsys.readouterr().out
+    path.write_text(policy_text(roles={"network": {"endpoints": ["kubernetes", "metrics"]}}))
+    assert main(["policy", str(path)], {}) == 0
+    expected = "network: at most 3600 s without a user, for kubernetes, metrics\n"
+    assert expected in capsys.readouterr().out
     path.write_text(policy_text(max_duration="9h"))
     assert main(["policy", str(path)], {}) == 1
     assert "max_duration: '9h': expected at most 28800 s" in capsys.readouterr().err

@@ -91,6 +91,43 @@ MUTANTS = {
         "        return None and Due(Cause.CONTACT_LOST,",
         "test_access_machine.py::test_what_is_due",
     ),
+    "a grant for the network alone creates users": Mutant(
+        "machine.py",
+        "return CLICKHOUSE in self.request.endpoints or bool(self.replicas)",
+        "return bool(self.request.endpoints)",
+        "test_access_network_grants.py::test_it_opens_while_no_server_responds",
+    ),
+    "a grant is closed although its endpoint has a pod": Mutant(
+        "broker.py",
+        "        if self._find_up(current):\n            return\n",
+        "",
+        "test_access_network_grants.py::test_it_is_closing_and_overdue_until_its_endpoint_has_no_pod",
+    ),
+    "a patch that is under way counts as answered": Mutant(
+        "tailnet.py",
+        "return self.attempted == 0 and self.accepted == 0 and self.reached",
+        "return self.accepted == 0 and self.reached",
+        "test_access_tailnet.py::test_an_endpoint_is_up_from_the_patch_on_until_no_pod_is_left",
+    ),
+    "a grant opens that the broker could not end": Mutant(
+        "broker.py",
+        "        if unscaled := self._find_unscaled(current):\n",
+        "        if unscaled := self._find_unscaled(current)[:0]:\n",
+        "test_access_network_grants.py::test_it_does_not_open_if_the_broker_could_not_end_it",
+    ),
+    "the API's engineer gets a certificate": Mutant(
+        "machine.py",
+        "return self.needs_user or METRICS in self.request.endpoints",
+        "return bool(self.request.endpoints)",
+        "test_access_network_grants.py::test_it_has_a_certificate_only_if_an_endpoint_asks_for_one",
+    ),
+    "the sweep keeps a user that its grant must not have": Mutant(
+        "broker.py",
+        "if _counts_as_open(g) and g.needs_user}",
+        "if _counts_as_open(g)}",
+        "test_access_network_grants.py"
+        "::test_the_sweep_drops_a_user_that_such_a_grant_must_not_have",
+    ),
     "a text of the customer is sent as a reason": Mutant(
         "events.py",
         "return words if words in REASONS else OTHER",

@@ -32,6 +32,7 @@ from tests.unit.access.access_documents import (
 
 KEY = {"id": "vendor-1", "ed25519": base64_of(VENDOR)}
 ROLE = {"clickhouse_role": "byoc_access_reader"}
+NETWORK = {"system-reader": {"endpoints": ["kubernetes"]}}
 
 
 def mistake(text: str) -> str:
@@ -57,7 +58,8 @@ def test_the_policy_of_the_documentation_is_valid_and_states_the_defaults() -> N
     shortest = policy_of(ticket=None, approvers=None).file
     for field in ("threshold", "approvals_needed", "max_duration", "max_open", "replicas"):
         assert getattr(file, field) == getattr(shortest, field)
-    assert list(file.roles) == ["system-metrics", "system-reader", "query-text"]
+    ours = ["kubernetes-view", "metrics-view", "system-metrics", "system-reader", "query-text"]
+    assert list(file.roles) == ours
     assert (file.approval, file.break_glass, file.tables) == ("local", False, "hashed")
 
 
@@ -88,7 +90,32 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ticket": "("}, "ticket: '(': expected a regular expression of RE2"),
     ({"roles": {}}, "$.roles"),
     ({"roles": {"r": {"clickhouse_role": "a; DROP"}}}, "clickhouse_role"),
-    ({"roles": {"r": {}}}, "missing required field `clickhouse_role`"),
+    (
+        {"roles": {"r": {}}},
+        "because the role has the endpoint `clickhouse` (the default), or `endpoints` without it",
+    ),
+    (
+        {"roles": {"r": {"endpoints": ["metrics", "clickhouse"]}}},
+        "roles.r.clickhouse_role: missing: expected a role in ClickHouse",
+    ),
+    (
+        {"roles": {"r": ROLE | {"endpoints": ["kubernetes"]}}},
+        "roles.r.clickhouse_role: 'byoc_access_reader': expected none, because the role's",
+    ),
+    (
+        {"roles": {"r": {"endpoints": ["kubernets"]}}},
+        "roles.r.endpoints: 'kubernets': expected clickhouse, kubernetes or metrics",
+    ),
+    (
+        {"roles": {"r": {"endpoints": []}}},
+        "roles.r.endpoints: empty: expected at least one of clickhouse, kubernetes or metrics",
+    ),
+    (
+        {"roles": {"r": {"endpoints": ["metrics", "metrics"]}}},
+        "roles.r.endpoints: 'metrics' is given twice",
+    ),
+    ({"roles": {"r": {"endpoints": "metrics"}}}, "$.roles[...].endpoints"),
+    ({"roles": {"r": ROLE | {"clickhouse_role": ""}}}, "$.roles[...].clickhouse_role"),
     ({"roles": {"r": ROLE | {"max_duration": "x"}}}, "roles.r.max_duration: 'x'"),
     (
         {"roles": {"r": ROLE | {"pre_approved": True, "approvals_needed": 1}}},
@@ -148,6 +175,9 @@ def _mistake_of_bytes(content: bytes) -> str:
         ({"max_duration": "59m"}, {}, "duration"),
         ({}, {"role": "system-metrics"}, "duration"),  # its own limit is 30 minutes
         ({}, {"endpoints": ["kubernetes"]}, "endpoints"),
+        ({"roles": NETWORK}, {}, "endpoints"),
+        ({"roles": NETWORK}, {"endpoints": ["kubernetes", "metrics"]}, "endpoints"),
+        ({"roles": NETWORK}, {"endpoints": ["kubernetes"]}, ""),
         ({}, {"reason": {"kind": "incident", "ticket": "XCS-1"}}, "ticket"),
         ({}, {"reason": {"kind": "break_glass", "ticket": "CS-1"}}, "break_glass"),
     ],

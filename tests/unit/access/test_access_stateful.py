@@ -16,14 +16,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from byoc_agents.access.clickhouse_admin import USER_PREFIX, user_of
+from byoc_agents.access.documents import METRICS
 from byoc_agents.access.machine import ENDS, State
 from byoc_agents.access.orders import Approve, Deny, Order, Revoke, Submit
 from lab.fakes.core import START_MS
 from tests.unit.access.access_documents import grant_id, request_envelope, withdrawal_envelope
 from tests.unit.access.scripted_broker import Harness, touch
 
-NUMBERS = st.integers(1, 3)
+NUMBERS = st.integers(1, 4)
+NETWORK = 4  # the request with this number is for the metrics alone, so it has no user
+ROLES = {
+    "metrics-view": {"endpoints": [METRICS]},
+    "system-reader": {"clickhouse_role": "byoc_access_reader"},
+}
 METHODS = ["create_user", "drop_user", "find_differences", "list_users", "collect", "find_problems"]
+POLICIES = ["shorter", "two approvals", "no such role", "restored"]
+JUDGED_AGAIN = {State.REJECTED, State.LAPSED}
 CALM = 8  # passes of 31 s after which a broker without failures has ended everything
 
 
@@ -39,6 +47,8 @@ class History(RuleBasedStateMachine):
         self._folder = tempfile.TemporaryDirectory()
         self._loop = asyncio.new_event_loop()
         self.harness = Harness(Path(self._folder.name))
+        self.scaler = self.harness.use_tailnet()
+        self.harness.write_policy(roles=ROLES)
         self.orders = 0
         self.approved: set[str] = set()
         self.requests: dict[int, bytes] = {}
@@ -49,11 +59,16 @@ class History(RuleBasedStateMachine):
     def _start(self) -> None:
         self._stack = AsyncExitStack()
         self.harness.on_step = self._on_step
+        self.harness.connect_tailnet()
         self._loop.run_until_complete(self._stack.enter_async_context(self.harness.running()))
 
     def _on_step(self, step: str) -> None:
         if step.endswith(".create_user"):
             self._check_created()
+        if step == f"scale.db/tailnet-{METRICS}.1":
+            self._check_scaled()
+        if step == "fact.collecting" and self.harness.facts()[-1].subject == grant_id(NETWORK):
+            assert METRICS not in self.scaler.up  # it is not closed before its endpoint is
         if self.crash_at:
             self.crash_at -= 1
             if not self.crash_at:
@@ -68,10 +83,17 @@ class History(RuleBasedStateMachine):
                 names = [fact.fact for fact in own]
                 assert user == user_of(account.grant_id)
                 assert account.grant_id in self.approved
+                assert account.grant_id != grant_id(NETWORK)
                 assert "opening" in names
                 assert "certificate" in names
                 limit = [int(fact.detail["end_ms"]) for fact in own if fact.fact == "opening"]
                 assert account.end_ms in limit
+
+    def _check_scaled(self) -> None:
+        """Check that the endpoint comes up only for a grant that was approved, after its line."""
+        names = [f.fact for f in self.harness.facts() if f.subject == grant_id(NETWORK)]
+        assert grant_id(NETWORK) in self.approved
+        assert "opening" in names
 
     def teardown(self) -> None:
         self.crash_at = 0
@@ -84,6 +106,7 @@ class History(RuleBasedStateMachine):
         waiting = {g.state for g in harness.broker.grants}
         assert waiting <= {State.PENDING, State.APPROVED}
         assert harness.users == {"r0": [], "r1": []}
+        assert self.scaler.up == set()
         self._loop.run_until_complete(self._stack.aclose())
         assert harness.ledger_problems() == []
         self._check_one_end()
@@ -92,30 +115,29 @@ class History(RuleBasedStateMachine):
 
     def _repair(self) -> None:
         harness = self.harness
-        harness.ledger_error = harness.store_error = ""
+        harness.ledger_error = harness.store_error = self.scaler.error = ""
         for server in harness.servers.values():
             server.reachable, server.problems, server.skew_ms = True, [], 0
             server.broken.clear()
-        harness.write_policy()
+        harness.write_policy(roles=ROLES)
 
     def _check_one_end(self) -> None:
         """Check that no grant has two ends.
 
-        A rejection whose line was written and that was not stored before a crash does not count:
-        the request is judged again, by the policy of then.
+        A rejection or a lapse whose line was written and that was not stored before a crash does
+        not count: the request is judged again, by the policy and the orders of then.
         """
         ends: dict[str, list[str]] = {}
         for fact in self.harness.facts():
             if fact.fact in {end.value for end in ENDS}:
                 ends.setdefault(fact.subject, []).append(fact.fact)
         for kinds in ends.values():
-            later = list(dropwhile(lambda kind: kind == State.REJECTED, kinds))
+            later = list(dropwhile(lambda kind: kind in JUDGED_AGAIN, kinds))
             assert len(set(later)) <= 1
 
     def _pass(self, seconds: float = 0) -> None:
         async def run() -> None:
-            await self.harness.clock.advance(seconds)
-            await self.harness.broker.run_pass()
+            await self.harness.passes_with_tailnet(seconds)
 
         try:
             self._loop.run_until_complete(run())
@@ -142,8 +164,13 @@ class History(RuleBasedStateMachine):
         if number not in self.requests or not again:
             now_ms = max(START_MS, self.harness.clock.wall_ns() // 1_000_000)
             engineer = {"id": f"eng-{number}", "name": "A"}
+            network: dict[str, Any] = {"role": "metrics-view", "endpoints": [METRICS]}
             self.requests[number] = request_envelope(
-                start_ms=now_ms, id=grant_id(number), engineer=engineer, duration_seconds=600
+                start_ms=now_ms,
+                id=grant_id(number),
+                engineer=engineer,
+                duration_seconds=600,
+                **(network if number == NETWORK else {}),
             )
         self._place(Submit(envelope=self.requests[number]))
         self._pass()
@@ -176,7 +203,7 @@ class History(RuleBasedStateMachine):
         touch(self.harness.kill_file) if on else self.harness.kill_file.unlink(missing_ok=True)
         self._pass()
 
-    @rule(how=st.sampled_from(["broken", "missing", "shorter", "two approvals", "restored"]))
+    @rule(how=st.sampled_from(["broken", "missing", *POLICIES]))
     def change_policy(self, how: str) -> None:
         harness = self.harness
         if how == "missing":
@@ -187,8 +214,9 @@ class History(RuleBasedStateMachine):
             changes: dict[str, dict[str, Any]] = {
                 "shorter": {"max_duration": "5m"},
                 "two approvals": {"approvals_needed": 2},
+                "no such role": {"roles": {"system-reader": ROLES["system-reader"]}},
             }
-            harness.write_policy(**changes.get(how, {}))
+            harness.write_policy(**({"roles": ROLES} | changes.get(how, {})))
         self._pass()
 
     @rule(error=st.sampled_from(["", "disk full"]), part=st.sampled_from(["ledger", "store"]))
@@ -217,6 +245,11 @@ class History(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["r0", "r1"]), problems=st.sampled_from([[], ["role_remote"]]))
     def check(self, name: str, problems: list[str]) -> None:
         self.harness.servers[name].problems = problems
+        self._pass(31)
+
+    @rule(error=st.sampled_from(["", "status 500"]))
+    def break_tailnet(self, error: str) -> None:
+        self.scaler.error = error
         self._pass(31)
 
     # Time, and crashes.
@@ -256,6 +289,16 @@ class History(RuleBasedStateMachine):
             for account in server.users.values():
                 assert account.user.startswith(USER_PREFIX)
                 assert now_ms < account.end_ms or self._may_lag(name)
+
+    @invariant()
+    def an_endpoint_has_a_pod_only_for_a_grant_that_has_not_ended(self) -> None:
+        """Leave a new broker, and one whose patches fail, time until its next response."""
+        broker = self.harness.broker
+        states = {grant.id: grant.state for grant in broker.grants}
+        active = states.get(grant_id(NETWORK)) in {State.OPENING, State.OPEN, State.CLOSING}
+        assert broker.tailnet is not None
+        known = METRICS in broker.tailnet.pods and not self.scaler.error
+        assert METRICS not in self.scaler.up or active or not known
 
     def _may_lag(self, name: str) -> bool:
         """Return whether a server may still have a user: it fails, or its next attempt is due."""

@@ -35,40 +35,10 @@ from lab.fakes.http import FakeHttp, Reply, always, close, garbage, hang, lose, 
 from lab.fakes.kubernetes import JSON, FakeKubernetes
 from tests.unit.access.access_documents import GRANT_ID, request_envelope
 from tests.unit.access.program_harness import Program, until
-from tests.unit.access.scripted_broker import Harness
+from tests.unit.access.scripted_broker import Harness, ScriptedScaler
 
 CLICKHOUSE, METRICS = "clickhouse", "metrics"
 DEPLOYMENTS = {CLICKHOUSE: "db/tailnet-clickhouse", METRICS: "db/tailnet-metrics"}
-
-
-class ScriptedScaler:
-    """Deployments in memory, with pods that a test may hold back."""
-
-    def __init__(self) -> None:
-        self.replicas = dict.fromkeys(DEPLOYMENTS.values(), 0)
-        self.pods = dict.fromkeys(DEPLOYMENTS.values(), 0)
-        self.calls: list[tuple[str, int]] = []
-        self.error = ""
-        self.held = False  # pods stay as they are
-        self.called = asyncio.Event()
-        self.gate: asyncio.Event | None = None  # calls wait for it
-
-    async def scale(self, deployment: str, replicas: int) -> int:
-        self.calls.append((deployment, replicas))
-        self.called.set()
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.error:
-            raise TailnetError(self.error)
-        before = self.pods[deployment]
-        self.replicas[deployment] = replicas
-        if not self.held:
-            self.pods[deployment] = replicas
-        return before
-
-    @property
-    def up(self) -> set[str]:
-        return {name for name, one in DEPLOYMENTS.items() if self.replicas[one]}
 
 
 @pytest.fixture
@@ -78,7 +48,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def scaler() -> ScriptedScaler:
-    return ScriptedScaler()
+    return ScriptedScaler(DEPLOYMENTS)
 
 
 @pytest.fixture
@@ -206,6 +176,35 @@ async def test_an_end_during_an_opening_wins(
     await settle(tailnet, clock)
     assert scaler.up == set()
     assert scaler.calls[0] == (DEPLOYMENTS[CLICKHOUSE], 1)
+
+
+async def test_an_endpoint_is_up_from_the_patch_on_until_no_pod_is_left(
+    tailnet: Tailnet, scaler: ScriptedScaler, clock: FakeClock
+) -> None:
+    """Also while a response is awaited, after an error, and before the first response."""
+    assert tailnet.find_up([METRICS, "other"]) == [METRICS]
+    tailnet.set_needed(())
+    await settle(tailnet, clock)
+    assert tailnet.find_up([METRICS]) == []
+    scaler.gate = asyncio.Event()
+    tailnet.set_needed([METRICS])
+    opening = asyncio.create_task(tailnet.open([METRICS]))
+    scaler.called.clear()
+    await scaler.called.wait()
+    assert tailnet.find_up([METRICS]) == [METRICS]
+    scaler.gate.set()
+    await opening
+    tailnet.set_needed(())
+    scaler.error = "status 500"
+    await settle(tailnet, clock)
+    assert tailnet.find_up([METRICS]) == [METRICS]
+    scaler.error, scaler.held = "", True
+    await settle(tailnet, clock, 40)
+    assert tailnet.find_up([METRICS]) == [METRICS]
+    scaler.held = False
+    await settle(tailnet, clock, 70)
+    assert tailnet.find_up([METRICS]) == []
+    assert tailnet.find_unknown([METRICS, "other"]) == ["other"]
 
 
 async def test_a_defect_of_the_scaler_does_not_end_the_task(clock: FakeClock) -> None:
