@@ -162,6 +162,7 @@ class Broker:
         self._swept_boot_ns: int | None = None
         self._attempts: dict[str, tuple[int, float]] = {}  # id -> next attempt, seconds after it
         self._stuck: set[str] = set()
+        self._restoring: set[tuple[str, str]] = set()  # grants and replicas: the line is written
         self._collected: dict[str, dict[str, CollectedLogs]] = {}
         self._collectors: dict[str, asyncio.Task[dict[str, CollectedLogs | str]]] = {}
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
@@ -423,6 +424,7 @@ class Broker:
             self._active.pop(grant.id, None)
             self._collected.pop(grant.id, None)
             self._attempts.pop(grant.id, None)
+            self._restoring = {one for one in self._restoring if one[0] != grant.id}
         else:
             self._active[grant.id] = grant
 
@@ -1107,14 +1109,37 @@ class Broker:
             raise ServerError(problem)
         differences = list(await admin.find_differences(account))
         if differences == ["missing"]:
-            return not problem and await self._create(grant, admin)
+            return not problem and await self._restore(grant, admin)
         if not problem and not differences:
+            self._restoring.discard((grant.id, admin.name))
             return True
         await admin.drop_user(account.user)
         await admin.kill_queries(account.user)
         detail = {"replica": admin.name, "differences": ", ".join(differences) or problem}
         await self._record_step(grant, "drift", detail)
         return False
+
+    async def _restore(self, grant: Grant, admin: ClickHouseAdmin) -> bool:
+        """Create a missing user after its line. Return whether the replica has it.
+
+        One line covers the attempts until the replica has the user: a server that refuses CREATE
+        USER must not fill the ledger.
+        """
+        attempt = (grant.id, admin.name)
+        if attempt not in self._restoring:
+            try:
+                await self._record(grant, {"replica": admin.name}, fact="restored")
+            except RecordError as error:
+                structlog.get_logger().error("access.not_restored", error=str(error))
+                return False
+            self._restoring.add(attempt)
+            structlog.get_logger().warning(
+                "access.user_restored", grant=grant.id, replica=admin.name
+            )
+        current = await self._require(grant.id, State.OPEN)  # an end may have been ordered
+        if created := await self._create(current, admin):
+            self._restoring.discard(attempt)
+        return created
 
 
 def _counts_as_open(grant: Grant) -> bool:

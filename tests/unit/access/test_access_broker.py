@@ -595,6 +595,69 @@ async def test_a_missing_user_is_created_again_with_the_same_end(harness: Harnes
     assert harness.servers["r0"].users[USER] == account_of(grant)
 
 
+async def test_a_user_that_somebody_drops_is_restored_after_its_line(harness: Harness) -> None:
+    await harness.open_grant()
+    for _ in range(2):
+        del harness.servers["r0"].users[USER]
+        del harness.steps[:]
+        await harness.passes(31)
+        steps = harness.steps
+        assert steps.index("fact.restored") < steps.index("r0.create_user")
+        assert harness.users == BOTH
+    restored = [fact for fact in harness.facts() if fact.fact == "restored"]
+    assert [fact.subject for fact in restored] == [GRANT_ID, GRANT_ID]
+    assert {fact.detail["replica"] for fact in restored} == {"r0"}
+
+
+@pytest.mark.parametrize("part", ["ledger", "store"])
+async def test_a_user_is_not_restored_without_its_line(harness: Harness, part: str) -> None:
+    await harness.open_grant()
+    harness.servers["r0"].users.clear()
+    created = harness.steps.count("r0.create_user")
+
+    def fail(step: str) -> None:
+        if step == "r0.read_clock_ms":  # after the pass has looked at ledger and store
+            setattr(harness, f"{part}_error", "disk full")
+
+    harness.on_step = fail
+    await harness.passes(31)
+    assert harness.steps.count("r0.create_user") == created
+    await harness.passes(1)
+    assert harness.users == NOBODY
+    assert harness.broker.record_failed
+
+
+async def test_an_end_between_the_line_and_the_user_restores_nothing(harness: Harness) -> None:
+    await harness.open_grant()
+    harness.servers["r0"].users.clear()
+    created = harness.steps.count("r0.create_user")
+
+    def end(step: str) -> None:
+        if step == "fact.restored":
+            harness.orders.place("2", Revoke(id=GRANT_ID))
+
+    harness.on_step = end
+    await harness.passes(31)
+    assert harness.steps.count("r0.create_user") == created
+    await harness.passes(1)
+    assert harness.users == NOBODY
+
+
+async def test_a_server_that_refuses_a_user_does_not_fill_the_ledger(harness: Harness) -> None:
+    await harness.open_grant()
+    server = harness.servers["r0"]
+    server.users.clear()
+    server.broken["create_user"] = "before"
+    await harness.passes(31, 5)
+    assert [method for method, _ in server.attempts].count("create_user") == 6
+    assert harness.named().count("restored") == 1
+    del server.broken["create_user"]
+    await harness.passes(31)
+    server.users.clear()
+    await harness.passes(31)
+    assert (harness.named().count("restored"), harness.users) == (2, BOTH)
+
+
 async def test_a_changed_user_is_dropped_and_the_grant_closes_without_any(harness: Harness) -> None:
     grant = await harness.open_grant()
     for server in harness.servers.values():

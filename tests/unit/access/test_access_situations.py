@@ -61,6 +61,8 @@ a crash while access is open               broker    it_stays_open_over_a_restar
 a crash anywhere                           killed    after_any_kill_the_next_broker_ends_what_was_begun
 the state directory is lost                broker    a_lost_state_directory_closes_everything_within_one_sweep
 a server lost its users                    broker    a_missing_user_is_created_again_with_the_same_end
+somebody drops the user by hand            broker    a_user_that_somebody_drops_is_restored_after_its_line
+the same, and the ledger or store fails    broker    a_user_is_not_restored_without_its_line
 a server has an unknown user               broker    an_unknown_user_of_a_grant_is_dropped_by_the_sweep
 an end is ordered during the opening       broker    an_end_during_the_opening_is_noticed
 the end, by the wall clock                 broker    it_ends_at_its_end
