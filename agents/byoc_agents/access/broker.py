@@ -21,7 +21,8 @@ from byoc_agents.access.clickhouse_admin import (
     GrantAccount,
     user_of,
 )
-from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.control_facts import ControlFacts, StatedControls
+from byoc_agents.access.control_files import DISABLED, UNREADABLE, KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
     REQUEST,
@@ -87,6 +88,8 @@ SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the g
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
 LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
+NOT_RECORDED = "it is off, and the line about that is not written"
+CHANGES_TOO_OFTEN = "it is off, and has changed too often to be recorded now"
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
@@ -154,6 +157,9 @@ class Broker:
         self._highest_wall_ms = 0
         self._policy: Policy | None = None
         self._kill_switch = "not read yet"
+        self._controls = ControlFacts(StatedControls(), parts.clock.boot_ns())
+        self._stored_controls = StatedControls()
+        self._off_refused_boot_ns: int | None = None  # when the line `off` was refused last
         self._record_error = ""
         self._record_failed_boot_ns = 0
         self._unwritten: list[FactLine] = []  # lines of closings that the ledger has refused
@@ -207,7 +213,7 @@ class Broker:
     @property
     def controls_unreadable(self) -> bool:
         """Whether the kill switch is on only because it or the policy cannot be read."""
-        return self._kill_switch.endswith("cannot be read")
+        return self._kill_switch.endswith(UNREADABLE)
 
     @property
     def record_failed(self) -> bool:
@@ -286,11 +292,15 @@ class Broker:
         stored: StoredGrants = await self._parts.store.load()
         self._active, self._seen = stored.active, stored.seen
         self._highest_wall_ms, self._created_ms = stored.highest_wall_ms, stored.created_ms
+        self._controls = ControlFacts(stored.controls, self._parts.clock.boot_ns())
+        self._stored_controls = stored.controls
         self._loaded = True
 
     async def _refresh(self) -> None:
         """Apply everything that can change a grant from outside, and the time."""
-        self._read_controls()
+        await self._read_controls()
+        if self._controls.has_due():
+            await self._state_controls()
         await self._take_orders()
         for grant in list(self._active.values()):
             await self._apply_due(grant.id)
@@ -304,21 +314,52 @@ class Broker:
             live = [grant for grant in self._active.values() if grant.state in LIVE]
             self.tailnet.set_needed({name for g in live for name in g.request.endpoints})
 
-    def _read_controls(self) -> None:
+    async def _read_controls(self) -> None:
         reason, policy = self._parts.kill_switch.find_reason(), None
         try:
             policy = self._parts.policy.load()
         except PolicyError as error:
-            reason = reason or "the policy cannot be read"
+            reason = reason or f"the policy {UNREADABLE}"
             if self._policy is not None:
                 structlog.get_logger().error("access.policy_unreadable", error=str(error))
         if policy is not None and not policy.file.enabled:
-            reason = reason or "the policy is disabled"
+            reason = reason or DISABLED
+        self._controls.observe(reason, policy.sha256 if policy else "")
+        reason = reason or await self._release_switch()
         if reason != self._kill_switch:
             structlog.get_logger().warning("access.kill_switch", reason=reason or None)
         self._policy, self._kill_switch = policy, reason
         if policy is not None and policy.sha256 != self._stored_policy:
             self._store_policy(policy)
+
+    async def _release_switch(self) -> str:
+        """Return why a switch that is off still counts as on, or "": its line is on disk.
+
+        A line that the disk refuses is tried again after RETRY_SECONDS.
+        """
+        if self._controls.is_stated_off:
+            return ""
+        now_ns, refused_ns = self._parts.clock.boot_ns(), self._off_refused_boot_ns
+        if refused_ns is not None and now_ns - refused_ns < RETRY_SECONDS * 1e9:
+            return NOT_RECORDED
+        line = self._controls.begin_off(now_ns)
+        if line is None:
+            return CHANGES_TOO_OFTEN
+        refused = await self._write(line, retry=False)
+        self._controls.end_off(written=not refused)
+        self._off_refused_boot_ns = now_ns if refused else None
+        return NOT_RECORDED if refused else ""
+
+    async def _state_controls(self) -> None:
+        """Write the lines about the switch and the policy, after the ends that they cause.
+
+        An end waits for no line, and nothing opens before it: see `_write`.
+        """
+        for grant in self.grants:
+            if grant.state in LIVE:
+                await self._apply_due(grant.id)
+        for line in self._controls.take_due(self._parts.clock.boot_ns()):
+            await self._write(line, retry=True)
 
     def _store_policy(self, policy: Policy) -> None:
         """Store the file for the evidence of the grants; a failure is tried again, and logged."""
@@ -533,6 +574,20 @@ class Broker:
             except (SpoolError, TimeoutError):
                 break
             self._unsent.pop(grant_id, None)
+        await self._save_controls()
+
+    async def _save_controls(self) -> None:
+        """Store what the lines on disk say about the controls."""
+        stated = self._controls.stated
+        if stated == self._stored_controls or self._unwritten:
+            return
+        try:
+            async with asyncio.timeout(self._parts.limits.record_seconds):
+                await self._parts.store.save_controls(stated)
+        except (SpoolError, TimeoutError) as failure:
+            self._fail(f"store: {failure}")
+        else:
+            self._stored_controls = stated
 
     # Orders and envelopes.
 

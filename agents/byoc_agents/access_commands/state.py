@@ -95,6 +95,14 @@ class BrokerState:
         found = events({BROKER: self.directory / "ledger"}, Filter(id=grant_id))
         return [event for event in found if isinstance(event, RecordedFact)]
 
+    def facts_meanwhile(self, own: Sequence[RecordedFact]) -> list[RecordedFact]:
+        """Return the facts of no grant, such as the kill switch, between a grant's own facts."""
+        if not own:
+            return []
+        sequences = [fact.sequence for fact in own]
+        others = (fact for fact in self.facts() if not fact.subject)
+        return [fact for fact in others if min(sequences) < fact.sequence < max(sequences)]
+
     def readable(self, grant: Grant) -> list[str]:
         """Return the views that the grant's role may read, or nothing if its policy is gone."""
         try:
