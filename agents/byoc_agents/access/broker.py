@@ -9,7 +9,7 @@ time: after a crash the next broker loads the grants and goes on.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 import structlog
@@ -78,7 +78,13 @@ from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import Disk
 from byoc_agents.envelope import Verified, open_envelope
-from byoc_agents.errors import EnvelopeError, LedgerError, SpoolError, SpoolFullError
+from byoc_agents.errors import (
+    EnvelopeError,
+    EnvelopeReason,
+    LedgerError,
+    SpoolError,
+    SpoolFullError,
+)
 from byoc_agents.ledger.format import FactLine, clean
 from byoc_agents.message import Message
 
@@ -91,6 +97,11 @@ STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the le
 NOT_RECORDED = "it is off, and the line about that is not written"
 CHANGES_TOO_OFTEN = "it is off, and has changed too often to be recorded now"
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
+# Why a request or a withdrawal is not taken at all; what the policy refuses is a grant's end.
+REFUSED_DOCUMENTS = (
+    *get_args(EnvelopeReason),
+    *(DocumentError.reason, "wrong_audience", "conflict", "older_than_store"),
+)
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
 
@@ -174,6 +185,7 @@ class Broker:
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
         self._sweep_failures = 0
         self._unexpected_users = 0
+        self._refused_documents = dict.fromkeys(REFUSED_DOCUMENTS, 0)
         self._stored_policy = ""  # the SHA-256 of the policy whose file was stored last
         self._loaded = False
         self._started_boot_ns = parts.clock.boot_ns()
@@ -209,6 +221,11 @@ class Broker:
     def unexpected_users(self) -> int:
         """How often a user of no live grant was found on a server."""
         return self._unexpected_users
+
+    @property
+    def refused_documents(self) -> Mapping[str, int]:
+        """How often a request or a withdrawal was not taken, by reason."""
+        return self._refused_documents
 
     @property
     def controls_unreadable(self) -> bool:
@@ -635,8 +652,8 @@ class Broker:
     async def submit(self, raw: bytes) -> str:
         """Take an envelope of the vendor. Return what became of it. Raises RecordError.
 
-        An envelope that is not trusted leaves no trace but a log line: an unknown sender must not
-        be able to use up an id.
+        An envelope that is not trusted is logged and counted, and leaves nothing else: an unknown
+        sender must not be able to use up an id, or to fill the ledger.
         """
         if self._policy is None:
             return "refused: the policy cannot be read"
@@ -656,16 +673,19 @@ class Broker:
                 )
             except EnvelopeError as error:
                 structlog.get_logger().error("access.envelope_refused", reason=str(error))
+                self._refused_documents[error.reason] += 1
                 return f"refused: {error}"
         try:
             document = parse_document(verified.payload_type, verified.payload)
         except DocumentError as error:
             structlog.get_logger().error("access.document_refused", reason=str(error))
+            self._refused_documents[error.reason] += 1
             return f"refused: {error}"
         assert not isinstance(document, Approval)  # noqa: S101  its type is not accepted above
         ours = Audience(organization=self._parts.organization_id, service=self._parts.service_id)
         if document.audience != ours:
             structlog.get_logger().error("access.wrong_audience", grant=document.id)
+            self._refused_documents["wrong_audience"] += 1
             return "refused: the audience is another service"
         if isinstance(document, Withdrawal):
             return await self._end(document.id, Cause.WITHDRAWN, "withdrawn", "vendor")
@@ -678,10 +698,11 @@ class Broker:
         if known == digest:
             return f"{request.id}: known"
         if known is not None:
-            structlog.get_logger().error("access.request_conflict", grant=request.id)
+            await self._record_conflict(request.id, known, digest)
             return "refused: the id was used by another request"
         if request.issued_ms < self._created_ms:
             # The store may have known it before it was lost.
+            self._refused_documents["older_than_store"] += 1
             return "refused: the request is older than the broker's store"
         grant = Grant(
             id=request.id,
@@ -713,6 +734,15 @@ class Broker:
         if after.state is State.RECEIVED:
             raise RecordError("the request was not stored")
         return f"{after.id}: {after.state.value}: {after.reason}"
+
+    async def _record_conflict(self, request_id: str, known: str, refused: str) -> None:
+        """State that a trusted sender has used an id twice. The digests are of both requests."""
+        structlog.get_logger().error("access.request_conflict", grant=request_id)
+        self._refused_documents["conflict"] += 1
+        now_ns = self._parts.clock.boot_ns()
+        line = self._controls.take_conflict(request_id, known, refused, now_ns)
+        if line is not None:
+            await self._write(line, retry=True)
 
     async def _end(self, grant_id: str, cause: Cause, reason: str, by: str) -> str:
         grant = self._active.get(grant_id)

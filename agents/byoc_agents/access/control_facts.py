@@ -1,4 +1,4 @@
-"""The facts about the controls: the kill switch on and off, and another policy.
+"""The facts about no grant: the kill switch on and off, another policy, conflicting requests.
 
 A switch or a policy that changes without end must not fill the ledger: a change is stated only
 while its budget lasts, and the next line has the number of changes that were not stated. A switch
@@ -13,7 +13,8 @@ from byoc_agents.ledger.format import FactLine, clean
 
 BURST_FACTS = 20  # at once; a person who tries the switch needs fewer
 REFILL_SECONDS = 300.0  # for each further one: 288 lines a day, about 100 KiB
-KILL_SWITCH, POLICY_CHANGED = "kill_switch", "policy_changed"
+KILL_SWITCH, POLICY_CHANGED, CONFLICT = "kill_switch", "policy_changed", "conflict"
+MAX_CONFLICTS = 64  # contents that are remembered
 ON, OFF = "on", "off"
 
 
@@ -22,6 +23,7 @@ class StatedControls(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     switch: str | None = None  # why the kill switch is on; "" = off; None = no line yet
     policy_sha256: str = ""  # "" = no line yet
+    conflicts: tuple[str, ...] = ()  # SHA-256 of conflicting requests, the newest last
 
 
 class FactBudget:
@@ -53,7 +55,9 @@ class ControlFacts:
         self.stated = stated
         self._switch, self._policy_sha256 = stated.switch, stated.policy_sha256
         self._switch_changes = self._policy_changes = 0  # since the last line
+        self._conflicts = 0  # that were not stated
         self._switch_budget, self._policy_budget = FactBudget(now_ns), FactBudget(now_ns)
+        self._conflict_budget = FactBudget(now_ns)
 
     def observe(self, switch: str, policy_sha256: str) -> None:
         """Take the readings: why the switch is on, "" = off; the policy, "" = unreadable."""
@@ -108,6 +112,24 @@ class ControlFacts:
             self.stated = msgspec.structs.replace(self.stated, policy_sha256=policy_sha256)
             self._policy_changes = 0
         return lines
+
+    def take_conflict(
+        self, request_id: str, known: str, refused: str, now_ns: int
+    ) -> FactLine | None:
+        """Return the line about a request whose id another one has; None if it was stated.
+
+        `known` and `refused` are the digests of both. A content is stated once. Without budget it
+        is counted for the next line.
+        """
+        if refused in self.stated.conflicts:
+            return None
+        if not self._conflict_budget.take(now_ns):
+            self._conflicts += 1
+            return None
+        line = _line(CONFLICT, "", {"request": request_id}, self._conflicts + 1)
+        conflicts = (*self.stated.conflicts, refused)[-MAX_CONFLICTS:]
+        self.stated, self._conflicts = msgspec.structs.replace(self.stated, conflicts=conflicts), 0
+        return msgspec.structs.replace(line, sha256={"known": known, "refused": refused})
 
 
 def _line(fact: str, reason: str, detail: dict[str, str], changes: int) -> FactLine:

@@ -304,7 +304,7 @@ def _show(options: argparse.Namespace) -> int:
     else:
         facts = options.state.facts(grant.id)
         summary = summarize(grant, facts)
-        meanwhile = options.state.facts_meanwhile(facts)
+        meanwhile = options.state.facts_meanwhile(grant.id, facts)
         if options.json:
             _write_json({"grant": summary, "facts": facts, "meanwhile": meanwhile})
         else:

@@ -13,7 +13,7 @@ import msgspec
 from byoc_agents.access.authority import Authority, create_authority, uri_of_grant
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
 from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount
-from byoc_agents.access.control_facts import KILL_SWITCH, POLICY_CHANGED
+from byoc_agents.access.control_facts import CONFLICT, KILL_SWITCH, POLICY_CHANGED
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.errors import ServerError
 from byoc_agents.access.grants import GrantStore
@@ -32,7 +32,7 @@ from tests.unit.access.access_documents import GRANT_ID, policy_text, request_en
 from tests.unit.ledger.ledger_fakes import QuickDisk
 
 T = TypeVar("T")
-CONTROL_FACTS = (KILL_SWITCH, POLICY_CHANGED)
+CONTROL_FACTS = (KILL_SWITCH, POLICY_CHANGED, CONFLICT)
 
 
 class Harness:
@@ -157,7 +157,7 @@ class Harness:
         return [fact.fact for fact in self.facts() if fact.fact not in CONTROL_FACTS]
 
     def controls(self) -> list[FactLine]:
-        """Return the facts about the kill switch and the policy, in order."""
+        """Return the facts about the kill switch, the policy and conflicts, in order."""
         return [fact for fact in self.facts() if fact.fact in CONTROL_FACTS]
 
     def ledger_problems(self) -> list[str]:

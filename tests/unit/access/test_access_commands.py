@@ -334,15 +334,19 @@ async def test_the_kill_switch_and_the_policy_are_in_the_history(
     await harness.passes(1, 2)
     harness.kill_file.unlink()
     await harness.passes(1)
+    await harness.order(Submit(envelope=request_envelope(duration_seconds=600)))
     capsys.readouterr()
     assert await run(harness, "show", SHORT) == 0
     names = re.findall(r"line \d+: (\w+):", capsys.readouterr().out)
+    assert names.pop() == "conflict", "also after the end"
     assert names.index("open") < names.index("policy_changed") < names.index("closing")
     assert names.count("kill_switch") == 1, "the line before the first one about the grant, no"
     assert names[-1] == "closed"
     assert await run(harness, "show", SHORT, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [fact["fact"] for fact in shown["meanwhile"]] == ["policy_changed", "kill_switch"]
+    assert [fact["fact"] for fact in shown["meanwhile"]] == [
+        *("policy_changed", "kill_switch", "conflict")
+    ]
     assert {fact["subject"] for fact in shown["facts"]} == {GRANT_ID}
     assert await run(harness, "report") == 0
     assert re.findall(r"kill_switch: (o[nf]+)", capsys.readouterr().out) == ["off", "on", "off"]

@@ -17,6 +17,8 @@ a response is not usable                   source    a_failed_poll_gives_nothing
 bad or too few signatures                  broker    a_request_of_a_stranger_leaves_no_trace
 another audience                           broker    a_request_for_another_service_is_refused
 a known id with other bytes                broker    an_id_with_other_bytes_is_a_conflict
+a flood of such requests                   broker    conflicts_do_not_fill_the_ledger
+any document that is not taken             broker    a_document_that_is_not_taken_is_counted_by_its_reason
 the same bytes again                       broker    the_same_request_again_changes_nothing
 an id from before a lost store             broker    a_request_from_before_a_lost_store_is_refused
 the same, after the grant has ended        broker    an_ended_id_cannot_be_used_again_after_a_restart
