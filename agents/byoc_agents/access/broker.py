@@ -9,7 +9,7 @@ time: after a crash the next broker loads the grants and goes on.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 import structlog
@@ -21,7 +21,8 @@ from byoc_agents.access.clickhouse_admin import (
     GrantAccount,
     user_of,
 )
-from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.control_facts import ControlFacts, StatedControls
+from byoc_agents.access.control_files import DISABLED, UNREADABLE, KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
     CLICKHOUSE,
@@ -78,7 +79,13 @@ from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import Disk
 from byoc_agents.envelope import Verified, open_envelope
-from byoc_agents.errors import EnvelopeError, LedgerError, SpoolError, SpoolFullError
+from byoc_agents.errors import (
+    EnvelopeError,
+    EnvelopeReason,
+    LedgerError,
+    SpoolError,
+    SpoolFullError,
+)
 from byoc_agents.ledger.format import FactLine, clean
 from byoc_agents.message import Message
 
@@ -88,7 +95,14 @@ SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the g
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
 LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
+NOT_RECORDED = "it is off, and the line about that is not written"
+CHANGES_TOO_OFTEN = "it is off, and has changed too often to be recorded now"
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
+# Why a request or a withdrawal is not taken at all; what the policy refuses is a grant's end.
+REFUSED_DOCUMENTS = (
+    *get_args(EnvelopeReason),
+    *(DocumentError.reason, "wrong_audience", "conflict", "older_than_store"),
+)
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
 
@@ -155,6 +169,9 @@ class Broker:
         self._highest_wall_ms = 0
         self._policy: Policy | None = None
         self._kill_switch = "not read yet"
+        self._controls = ControlFacts(StatedControls(), parts.clock.boot_ns())
+        self._stored_controls = StatedControls()
+        self._off_refused_boot_ns: int | None = None  # when the line `off` was refused last
         self._record_error = ""
         self._record_failed_boot_ns = 0
         self._unwritten: list[FactLine] = []  # lines of closings that the ledger has refused
@@ -163,11 +180,13 @@ class Broker:
         self._swept_boot_ns: int | None = None
         self._attempts: dict[str, tuple[int, float]] = {}  # id -> next attempt, seconds after it
         self._stuck: set[str] = set()
+        self._restoring: set[tuple[str, str]] = set()  # grants and replicas: the line is written
         self._collected: dict[str, dict[str, CollectedLogs]] = {}
         self._collectors: dict[str, asyncio.Task[dict[str, CollectedLogs | str]]] = {}
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
         self._sweep_failures = 0
         self._unexpected_users = 0
+        self._refused_documents = dict.fromkeys(REFUSED_DOCUMENTS, 0)
         self._stored_policy = ""  # the SHA-256 of the policy whose file was stored last
         self._loaded = False
         self._started_boot_ns = parts.clock.boot_ns()
@@ -205,9 +224,14 @@ class Broker:
         return self._unexpected_users
 
     @property
+    def refused_documents(self) -> Mapping[str, int]:
+        """How often a request or a withdrawal was not taken, by reason."""
+        return self._refused_documents
+
+    @property
     def controls_unreadable(self) -> bool:
         """Whether the kill switch is on only because it or the policy cannot be read."""
-        return self._kill_switch.endswith("cannot be read")
+        return self._kill_switch.endswith(UNREADABLE)
 
     @property
     def record_failed(self) -> bool:
@@ -292,11 +316,15 @@ class Broker:
         stored: StoredGrants = await self._parts.store.load()
         self._active, self._seen = stored.active, stored.seen
         self._highest_wall_ms, self._created_ms = stored.highest_wall_ms, stored.created_ms
+        self._controls = ControlFacts(stored.controls, self._parts.clock.boot_ns())
+        self._stored_controls = stored.controls
         self._loaded = True
 
     async def _refresh(self) -> None:
         """Apply everything that can change a grant from outside, and the time."""
-        self._read_controls()
+        await self._read_controls()
+        if self._controls.has_due():
+            await self._state_controls()
         await self._take_orders()
         for grant in list(self._active.values()):
             await self._apply_due(grant.id)
@@ -326,21 +354,52 @@ class Broker:
         names = grant.request.endpoints
         return names if self.tailnet is None else self.tailnet.find_unknown(names)
 
-    def _read_controls(self) -> None:
+    async def _read_controls(self) -> None:
         reason, policy = self._parts.kill_switch.find_reason(), None
         try:
             policy = self._parts.policy.load()
         except PolicyError as error:
-            reason = reason or "the policy cannot be read"
+            reason = reason or f"the policy {UNREADABLE}"
             if self._policy is not None:
                 structlog.get_logger().error("access.policy_unreadable", error=str(error))
         if policy is not None and not policy.file.enabled:
-            reason = reason or "the policy is disabled"
+            reason = reason or DISABLED
+        self._controls.observe(reason, policy.sha256 if policy else "")
+        reason = reason or await self._release_switch()
         if reason != self._kill_switch:
             structlog.get_logger().warning("access.kill_switch", reason=reason or None)
         self._policy, self._kill_switch = policy, reason
         if policy is not None and policy.sha256 != self._stored_policy:
             self._store_policy(policy)
+
+    async def _release_switch(self) -> str:
+        """Return why a switch that is off still counts as on, or "": its line is on disk.
+
+        A line that the disk refuses is tried again after RETRY_SECONDS.
+        """
+        if self._controls.is_stated_off:
+            return ""
+        now_ns, refused_ns = self._parts.clock.boot_ns(), self._off_refused_boot_ns
+        if refused_ns is not None and now_ns - refused_ns < RETRY_SECONDS * 1e9:
+            return NOT_RECORDED
+        line = self._controls.begin_off(now_ns)
+        if line is None:
+            return CHANGES_TOO_OFTEN
+        refused = await self._write(line, retry=False)
+        self._controls.end_off(written=not refused)
+        self._off_refused_boot_ns = now_ns if refused else None
+        return NOT_RECORDED if refused else ""
+
+    async def _state_controls(self) -> None:
+        """Write the lines about the switch and the policy, after the ends that they cause.
+
+        An end waits for no line, and nothing opens before it: see `_write`.
+        """
+        for grant in self.grants:
+            if grant.state in LIVE:
+                await self._apply_due(grant.id)
+        for line in self._controls.take_due(self._parts.clock.boot_ns()):
+            await self._write(line, retry=True)
 
     def _store_policy(self, policy: Policy) -> None:
         """Store the file for the evidence of the grants; a failure is tried again, and logged."""
@@ -446,6 +505,7 @@ class Broker:
             self._active.pop(grant.id, None)
             self._collected.pop(grant.id, None)
             self._attempts.pop(grant.id, None)
+            self._restoring = {one for one in self._restoring if one[0] != grant.id}
         else:
             self._active[grant.id] = grant
 
@@ -554,6 +614,20 @@ class Broker:
             except (SpoolError, TimeoutError):
                 break
             self._unsent.pop(grant_id, None)
+        await self._save_controls()
+
+    async def _save_controls(self) -> None:
+        """Store what the lines on disk say about the controls."""
+        stated = self._controls.stated
+        if stated == self._stored_controls or self._unwritten:
+            return
+        try:
+            async with asyncio.timeout(self._parts.limits.record_seconds):
+                await self._parts.store.save_controls(stated)
+        except (SpoolError, TimeoutError) as failure:
+            self._fail(f"store: {failure}")
+        else:
+            self._stored_controls = stated
 
     # Orders and envelopes.
 
@@ -601,8 +675,8 @@ class Broker:
     async def submit(self, raw: bytes) -> str:
         """Take an envelope of the vendor. Return what became of it. Raises RecordError.
 
-        An envelope that is not trusted leaves no trace but a log line: an unknown sender must not
-        be able to use up an id.
+        An envelope that is not trusted is logged and counted, and leaves nothing else: an unknown
+        sender must not be able to use up an id, or to fill the ledger.
         """
         if self._policy is None:
             return "refused: the policy cannot be read"
@@ -622,16 +696,19 @@ class Broker:
                 )
             except EnvelopeError as error:
                 structlog.get_logger().error("access.envelope_refused", reason=str(error))
+                self._refused_documents[error.reason] += 1
                 return f"refused: {error}"
         try:
             document = parse_document(verified.payload_type, verified.payload)
         except DocumentError as error:
             structlog.get_logger().error("access.document_refused", reason=str(error))
+            self._refused_documents[error.reason] += 1
             return f"refused: {error}"
         assert not isinstance(document, Approval)  # noqa: S101  its type is not accepted above
         ours = Audience(organization=self._parts.organization_id, service=self._parts.service_id)
         if document.audience != ours:
             structlog.get_logger().error("access.wrong_audience", grant=document.id)
+            self._refused_documents["wrong_audience"] += 1
             return "refused: the audience is another service"
         if isinstance(document, Withdrawal):
             return await self._end(document.id, Cause.WITHDRAWN, "withdrawn", "vendor")
@@ -644,10 +721,11 @@ class Broker:
         if known == digest:
             return f"{request.id}: known"
         if known is not None:
-            structlog.get_logger().error("access.request_conflict", grant=request.id)
+            await self._record_conflict(request.id, known, digest)
             return "refused: the id was used by another request"
         if request.issued_ms < self._created_ms:
             # The store may have known it before it was lost.
+            self._refused_documents["older_than_store"] += 1
             return "refused: the request is older than the broker's store"
         grant = Grant(
             id=request.id,
@@ -679,6 +757,15 @@ class Broker:
         if after.state is State.RECEIVED:
             raise RecordError("the request was not stored")
         return f"{after.id}: {after.state.value}: {after.reason}"
+
+    async def _record_conflict(self, request_id: str, known: str, refused: str) -> None:
+        """State that a trusted sender has used an id twice. The digests are of both requests."""
+        structlog.get_logger().error("access.request_conflict", grant=request_id)
+        self._refused_documents["conflict"] += 1
+        now_ns = self._parts.clock.boot_ns()
+        line = self._controls.take_conflict(request_id, known, refused, now_ns)
+        if line is not None:
+            await self._write(line, retry=True)
 
     async def _end(self, grant_id: str, cause: Cause, reason: str, by: str) -> str:
         grant = self._active.get(grant_id)
@@ -1155,14 +1242,37 @@ class Broker:
             raise ServerError(problem)
         differences = list(await admin.find_differences(account))
         if differences == ["missing"]:
-            return not problem and await self._create(grant, admin)
+            return not problem and await self._restore(grant, admin)
         if not problem and not differences:
+            self._restoring.discard((grant.id, admin.name))
             return True
         await admin.drop_user(account.user)
         await admin.kill_queries(account.user)
         detail = {"replica": admin.name, "differences": ", ".join(differences) or problem}
         await self._record_step(grant, "drift", detail)
         return False
+
+    async def _restore(self, grant: Grant, admin: ClickHouseAdmin) -> bool:
+        """Create a missing user after its line. Return whether the replica has it.
+
+        One line covers the attempts until the replica has the user: a server that refuses CREATE
+        USER must not fill the ledger.
+        """
+        attempt = (grant.id, admin.name)
+        if attempt not in self._restoring:
+            try:
+                await self._record(grant, {"replica": admin.name}, fact="restored")
+            except RecordError as error:
+                structlog.get_logger().error("access.not_restored", error=str(error))
+                return False
+            self._restoring.add(attempt)
+            structlog.get_logger().warning(
+                "access.user_restored", grant=grant.id, replica=admin.name
+            )
+        current = await self._require(grant.id, State.OPEN)  # an end may have been ordered
+        if created := await self._create(current, admin):
+            self._restoring.discard(attempt)
+        return created
 
 
 def _counts_as_open(grant: Grant) -> bool:

@@ -20,6 +20,9 @@ WAIT_SECONDS = 0.2  # at most per read of a file whose content is known
 # unreadable until it does; together with one pass it is well below the 5 s of docs/access.md.
 SLOW_SECONDS = 2.0
 OFF = b"off"  # the only content of a kill switch that allows access
+UNREADABLE = "cannot be read"  # the end of a reason
+MOUNTED = "the mounted switch"
+DISABLED = "the policy is disabled"
 
 
 StartReading = Callable[[str, int, Version | None], FileContent]
@@ -117,10 +120,10 @@ class KillSwitch:
             os.lstat(self._local)
         except OSError as error:
             if error.errno != errno.ENOENT:
-                return f"{self._local.name} cannot be read"
+                return f"{self._local.name} {UNREADABLE}"
             # The folder itself must be there: a lost mount is not a switch that is off.
             if not self._local.parent.is_dir():
-                return f"{self._local.name} cannot be read"
+                return f"{self._local.name} {UNREADABLE}"
         else:
             return self._local.name
         if self._mounted is None:
@@ -128,5 +131,12 @@ class KillSwitch:
         try:
             content = self._mounted.read().strip()
         except (OSError, ValueError):
-            return "the mounted switch cannot be read"
-        return "" if content == OFF else "the mounted switch"
+            return f"{MOUNTED} {UNREADABLE}"
+        return "" if content == OFF else MOUNTED
+
+
+def find_kind(reason: str) -> str:
+    """Return what has set a kill switch, for a program: a word of a closed set."""
+    if reason.endswith(UNREADABLE):
+        return "unreadable"
+    return {DISABLED: "policy", MOUNTED: "mounted"}.get(reason, "file")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from byoc_agents.access.control_facts import StatedControls
 from byoc_agents.access.machine import ENDS, Grant
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
@@ -15,10 +16,12 @@ from byoc_agents.message import Message
 
 GRANTS = "access/grant/"
 HIGHEST_WALL = "access/highest_wall_ms"
+CONTROLS = "access/controls"
 ROOM_BYTES = 256 * 1024  # that must be free in the spool before a grant opens: its later events
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Grant)
+_CONTROLS = msgspec.json.Decoder(StatedControls)
 
 
 class StoredGrants(msgspec.Struct):
@@ -28,6 +31,7 @@ class StoredGrants(msgspec.Struct):
     seen: dict[str, str]  # id -> SHA-256 of the request's payload, of every grant
     highest_wall_ms: int  # the latest wall time that was ever stored
     created_ms: int  # when the store was created
+    controls: StatedControls  # what the ledger says about the kill switch and the policy
 
 
 class GrantStore:
@@ -46,6 +50,7 @@ class GrantStore:
             seen={grant.id: grant.payload_sha256 for grant in grants},
             highest_wall_ms=int(state.get(HIGHEST_WALL, b"0")),
             created_ms=info.epoch,
+            controls=_CONTROLS.decode(state.get(CONTROLS, b"{}")),
         )
 
     async def save(self, grant: Grant, messages: Sequence[Message], highest_wall_ms: int) -> None:
@@ -63,6 +68,10 @@ class GrantStore:
     async def save_time(self, highest_wall_ms: int) -> None:
         """Store the latest wall time. It also shows whether the disk still accepts writes."""
         await self._spool.commit(WriteBatch(state={HIGHEST_WALL: str(highest_wall_ms).encode()}))
+
+    async def save_controls(self, stated: StatedControls) -> None:
+        """Store what the ledger says about the controls."""
+        await self._spool.commit(WriteBatch(state={CONTROLS: _ENCODER.encode(stated)}))
 
     async def all(self) -> list[Grant]:
         """Return every grant, ended ones included, by id."""

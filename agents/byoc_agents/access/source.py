@@ -146,6 +146,14 @@ class BrokerCollector(Collector):
             "How often a user of no live grant was found on a server",
             broker.unexpected_users,
         )
+        refused = CounterMetricFamily(
+            "byoc_access_refused_documents",
+            "How often a request or a withdrawal was not taken",
+            labels=["daemon", "reason"],
+        )
+        for reason, count in broker.refused_documents.items():
+            refused.add_metric([self._daemon, reason], count)
+        yield refused
         if (tailnet := broker.tailnet) is None:
             return
         yield self._gauge(

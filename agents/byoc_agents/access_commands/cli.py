@@ -55,8 +55,9 @@ from byoc_agents.access_commands.state import (
     may_have_access,
     summarize,
 )
-from byoc_agents.access_commands.text import HEADING, grant_line, grant_text, printable
+from byoc_agents.access_commands.text import HEADING, fact_line, grant_line, grant_text, printable
 from byoc_agents.access_commands.verify import verify_evidence
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
 from byoc_agents.envelope import (
@@ -303,10 +304,12 @@ def _show(options: argparse.Namespace) -> int:
     else:
         facts = options.state.facts(grant.id)
         summary = summarize(grant, facts)
+        meanwhile = options.state.facts_meanwhile(grant.id, facts)
         if options.json:
-            _write_json({"grant": summary, "facts": facts})
+            _write_json({"grant": summary, "facts": facts, "meanwhile": meanwhile})
         else:
-            lines = grant_text(summary, facts, options.state.readable(grant))
+            history = sorted([*facts, *meanwhile], key=lambda fact: fact.sequence)
+            lines = grant_text(summary, history, options.state.readable(grant))
             sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
@@ -341,8 +344,10 @@ def _report(options: argparse.Namespace) -> int:
 
         page = AccessPage()
     facts: dict[str, list[RecordedFact]] = {}
+    since = rfc3339(options.since)
     for fact in options.state.facts():
-        facts.setdefault(fact.subject, []).append(fact)
+        if fact.subject or fact.time >= since:
+            facts.setdefault(fact.subject, []).append(fact)
     found = (one for one in options.state.grants() if one.request.issued_ms >= options.since)
     grants = [summarize(one, facts.get(one.id, ())) for one in found]
     if options.html:
@@ -362,6 +367,8 @@ def _report(options: argparse.Namespace) -> int:
             _write_json(grant)
         else:
             sys.stdout.writelines(f"{line}\n" for line in (*grant_text(grant, ()), ""))
+    if not options.json:
+        sys.stdout.writelines(f"{line}\n" for line in map(fact_line, facts.get("", ())))
     return 0
 
 

@@ -31,7 +31,8 @@ request.dsse.json       the vendor's signed request
 approval-N.dsse.json    an approval, if it was signed
 policy-SHA256.yaml      the policies under which the steps were taken
 certificate.pem         the certificate of the engineer; access-ca.crt is its authority
-ledger.jsonl            the ledger from the first to the last line about this grant and its events
+ledger.jsonl            the ledger from the first to the last line about this grant and its events,
+                        also `kill_switch` and `policy_changed` between them
 *-queries.jsonl         the rows of each server's query_log about the grant's user
 *-sessions.jsonl        the rows of each server's session_log
 missing.txt             what could not be found, if anything

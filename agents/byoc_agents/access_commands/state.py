@@ -9,6 +9,7 @@ import msgspec
 from byoc_agents.access import clickhouse_sql
 from byoc_agents.access.broker import POLICIES
 from byoc_agents.access.clickhouse_admin import user_of
+from byoc_agents.access.control_facts import CONFLICT
 from byoc_agents.access.control_files import KillSwitch
 from byoc_agents.access.documents import utc_text
 from byoc_agents.access.errors import PolicyError
@@ -97,6 +98,23 @@ class BrokerState:
         """Return the facts of a grant, or all of them."""
         found = events({BROKER: self.directory / "ledger"}, Filter(id=grant_id))
         return [event for event in found if isinstance(event, RecordedFact)]
+
+    def facts_meanwhile(self, grant_id: str, own: Sequence[RecordedFact]) -> list[RecordedFact]:
+        """Return the facts of no grant, such as the kill switch, between a grant's own facts.
+
+        Those about other requests with its id are returned from any time.
+        """
+        sequences = [fact.sequence for fact in own] or [0]
+        return [
+            fact
+            for fact in self.facts()
+            if not fact.subject
+            and (
+                fact.detail.get("request", "") == grant_id
+                if fact.fact == CONFLICT
+                else min(sequences) < fact.sequence < max(sequences)
+            )
+        ]
 
     def readable(self, grant: Grant) -> list[str]:
         """Return the views that the grant's role may read, or nothing if its policy is gone."""

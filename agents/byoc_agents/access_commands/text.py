@@ -45,9 +45,13 @@ def grant_text(
         "policy": f"sha256 {grant.policy_sha256}",
     }
     yield from (printable(f"{name:12} {value}") for name, value in fields.items() if value)
-    for fact in facts:
-        detail = " ".join(f"{name}={value}" for name, value in fact.detail.items())
-        yield printable(f"{fact.time}  line {fact.sequence}: {fact.fact}: {fact.reason}  {detail}")
+    yield from map(fact_line, facts)
+
+
+def fact_line(fact: RecordedFact) -> str:
+    """Return a line of the ledger as one line of text."""
+    detail = " ".join(f"{name}={value}" for name, value in fact.detail.items())
+    return printable(f"{fact.time}  line {fact.sequence}: {fact.fact}: {fact.reason}  {detail}")
 
 
 def _asked(approved: str, requested: str) -> str:

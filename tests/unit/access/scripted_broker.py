@@ -13,6 +13,7 @@ import msgspec
 from byoc_agents.access.authority import Authority, create_authority, uri_of_grant
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
 from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount
+from byoc_agents.access.control_facts import CONFLICT, KILL_SWITCH, POLICY_CHANGED
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.documents import ENDPOINTS
 from byoc_agents.access.errors import ServerError, TailnetError
@@ -33,6 +34,7 @@ from tests.unit.ledger.ledger_fakes import QuickDisk
 
 T = TypeVar("T")
 DEPLOYMENTS = {name: f"db/tailnet-{name}" for name in ENDPOINTS}
+CONTROL_FACTS = (KILL_SWITCH, POLICY_CHANGED, CONFLICT)
 
 
 class Harness:
@@ -52,6 +54,7 @@ class Harness:
         self.contact_boot_ns: int | None = 0  # the last response of the control plane; None: files
         self.tailnet: Tailnet | None = None
         self.scaler: ScriptedScaler
+        self.mounted = ""  # the path of the mounted switch
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
@@ -112,7 +115,7 @@ class Harness:
                 store=GrantStore(_CheckedSpool(spool, self)),  # type: ignore[arg-type]
                 ledger=_CheckedLedger(ledger, self),
                 policy=PolicySource(str(self.policy_file)),
-                kill_switch=KillSwitch(self.kill_file),
+                kill_switch=KillSwitch(self.kill_file, self.mounted),
                 authority=Authority(self.directory / "ca", "svc-1"),
                 admins=list(self.servers.values()),
                 orders=self.orders,
@@ -171,7 +174,12 @@ class Harness:
         return [line for line in found if line is not None]
 
     def named(self) -> list[str]:
-        return [fact.fact for fact in self.facts()]
+        """Return the facts about grants, in order."""
+        return [fact.fact for fact in self.facts() if fact.fact not in CONTROL_FACTS]
+
+    def controls(self) -> list[FactLine]:
+        """Return the facts about the kill switch, the policy and conflicts, in order."""
+        return [fact for fact in self.facts() if fact.fact in CONTROL_FACTS]
 
     def ledger_problems(self) -> list[str]:
         return list(map(str, verify(self.state / "ledger").problems))

@@ -4,6 +4,7 @@ The servers follow a script (see `scripted_broker`); store and ledger are real f
 """
 
 import asyncio
+import base64
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,14 +14,17 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from byoc_agents.access.broker import LEASE_SECONDS, MAX_PENDING
+from byoc_agents.access.broker import LEASE_SECONDS, MAX_PENDING, REFUSED_DOCUMENTS
 from byoc_agents.access.clickhouse_admin import user_of
-from byoc_agents.access.documents import utc_text
+from byoc_agents.access.control_facts import BURST_FACTS, CONFLICT, REFILL_SECONDS
+from byoc_agents.access.documents import sha256, utc_text
 from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve, Deny, Forget, Revoke, Submit
 from byoc_agents.durable.spool import Spool
+from byoc_agents.envelope import MAX_ENVELOPE_BYTES
 from byoc_agents.errors import SpoolUnusableError
+from byoc_agents.ledger.format import FactLine
 from lab.fakes.core import START_MS
 from tests.unit.access.access_documents import (
     APPROVER,
@@ -46,6 +50,14 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     async with harness.running():
         yield harness
     assert harness.ledger_problems() == []
+
+
+def conflicts(harness: Harness) -> list[FactLine]:
+    return [fact for fact in harness.facts() if fact.fact == CONFLICT]
+
+
+def payload_hash(envelope: bytes) -> str:
+    return sha256(base64.b64decode(msgspec.json.decode(envelope)["payload"]))
 
 
 # Requests.
@@ -105,8 +117,64 @@ async def test_the_same_request_again_changes_nothing(harness: Harness) -> None:
 
 async def test_an_id_with_other_bytes_is_a_conflict(harness: Harness) -> None:
     await harness.order(Submit(envelope=request_envelope()))
-    answer = await harness.order(Submit(envelope=request_envelope(duration_seconds=600)))
-    assert answer == "refused: the id was used by another request"
+    other = request_envelope(duration_seconds=600)
+    for _ in range(3):
+        answer = await harness.order(Submit(envelope=other))
+        assert answer == "refused: the id was used by another request"
+    (fact,) = conflicts(harness)
+    assert fact.detail == {"request": GRANT_ID}
+    assert fact.sha256 == {
+        "known": payload_hash(request_envelope()),
+        "refused": payload_hash(other),
+    }
+    assert harness.broker.refused_documents["conflict"] == 3
+
+
+async def test_a_conflict_is_stated_once_also_over_a_restart(tmp_path: Path) -> None:
+    harness, other = Harness(tmp_path), request_envelope(duration_seconds=600)
+    for _ in range(2):
+        async with harness.running():
+            await harness.order(Submit(envelope=request_envelope()))
+            await harness.order(Submit(envelope=other))
+            await harness.passes(1)
+    assert len(conflicts(harness)) == 1
+
+
+async def test_conflicts_do_not_fill_the_ledger(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    for seconds in range(600, 700):
+        await harness.order(Submit(envelope=request_envelope(duration_seconds=seconds)))
+    assert len(conflicts(harness)) == BURST_FACTS
+    await harness.passes(REFILL_SECONDS)
+    await harness.order(Submit(envelope=request_envelope(duration_seconds=700)))
+    assert int(conflicts(harness)[-1].detail["not_stated"]) == 100 - BURST_FACTS
+    assert harness.broker.refused_documents["conflict"] == 101
+    assert harness.grant().state is State.PENDING
+
+
+REFUSED = {
+    "not_an_envelope": b"{}",
+    "too_large": b" " * (MAX_ENVELOPE_BYTES + 1),
+    "wrong_type": request_envelope(payload_type="application/json"),
+    "too_few_signatures": request_envelope(("vendor-1", STRANGER)),
+    "not_valid": request_envelope(role=""),
+    "wrong_audience": request_envelope(audience={"organization": "org-1", "service": "svc-2"}),
+    "conflict": request_envelope(duration_seconds=600),
+    "older_than_store": request_envelope(
+        start_ms=START_MS - HOUR_MS, id=grant_id(2), not_before=utc_text(START_MS)
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_DOCUMENTS)
+async def test_a_document_that_is_not_taken_is_counted_by_its_reason(
+    harness: Harness, reason: str
+) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    assert (await harness.order(Submit(envelope=REFUSED[reason]))).startswith("refused: ")
+    counts = {one: int(one == reason) for one in REFUSED_DOCUMENTS}
+    assert harness.broker.refused_documents == counts
+    assert harness.named() == ["pending"]
 
 
 async def test_an_ended_id_cannot_be_used_again_after_a_restart(tmp_path: Path) -> None:
@@ -593,6 +661,69 @@ async def test_a_missing_user_is_created_again_with_the_same_end(harness: Harnes
     harness.servers["r0"].users.clear()  # the server restarted, and had it in memory
     await harness.passes(31)
     assert harness.servers["r0"].users[USER] == account_of(grant)
+
+
+async def test_a_user_that_somebody_drops_is_restored_after_its_line(harness: Harness) -> None:
+    await harness.open_grant()
+    for _ in range(2):
+        del harness.servers["r0"].users[USER]
+        del harness.steps[:]
+        await harness.passes(31)
+        steps = harness.steps
+        assert steps.index("fact.restored") < steps.index("r0.create_user")
+        assert harness.users == BOTH
+    restored = [fact for fact in harness.facts() if fact.fact == "restored"]
+    assert [fact.subject for fact in restored] == [GRANT_ID, GRANT_ID]
+    assert {fact.detail["replica"] for fact in restored} == {"r0"}
+
+
+@pytest.mark.parametrize("part", ["ledger", "store"])
+async def test_a_user_is_not_restored_without_its_line(harness: Harness, part: str) -> None:
+    await harness.open_grant()
+    harness.servers["r0"].users.clear()
+    created = harness.steps.count("r0.create_user")
+
+    def fail(step: str) -> None:
+        if step == "r0.read_clock_ms":  # after the pass has looked at ledger and store
+            setattr(harness, f"{part}_error", "disk full")
+
+    harness.on_step = fail
+    await harness.passes(31)
+    assert harness.steps.count("r0.create_user") == created
+    await harness.passes(1)
+    assert harness.users == NOBODY
+    assert harness.broker.record_failed
+
+
+async def test_an_end_between_the_line_and_the_user_restores_nothing(harness: Harness) -> None:
+    await harness.open_grant()
+    harness.servers["r0"].users.clear()
+    created = harness.steps.count("r0.create_user")
+
+    def end(step: str) -> None:
+        if step == "fact.restored":
+            harness.orders.place("2", Revoke(id=GRANT_ID))
+
+    harness.on_step = end
+    await harness.passes(31)
+    assert harness.steps.count("r0.create_user") == created
+    await harness.passes(1)
+    assert harness.users == NOBODY
+
+
+async def test_a_server_that_refuses_a_user_does_not_fill_the_ledger(harness: Harness) -> None:
+    await harness.open_grant()
+    server = harness.servers["r0"]
+    server.users.clear()
+    server.broken["create_user"] = "before"
+    await harness.passes(31, 5)
+    assert [method for method, _ in server.attempts].count("create_user") == 6
+    assert harness.named().count("restored") == 1
+    del server.broken["create_user"]
+    await harness.passes(31)
+    server.users.clear()
+    await harness.passes(31)
+    assert (harness.named().count("restored"), harness.users) == (2, BOTH)
 
 
 async def test_a_changed_user_is_dropped_and_the_grant_closes_without_any(harness: Harness) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -326,6 +327,40 @@ async def test_the_report_begins_at_a_time(
     assert capsys.readouterr().out == ""
     assert await run(harness, "report", "--since", "yesterday") == 2
     assert "expected a date or a time" in capsys.readouterr().err
+
+
+async def test_the_kill_switch_and_the_policy_are_in_the_history(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await harness.open_grant()
+    harness.write_policy(max_open=7)
+    await harness.passes(1)
+    harness.kill_file.touch()
+    await harness.passes(1, 2)
+    harness.kill_file.unlink()
+    await harness.passes(1)
+    await harness.order(Submit(envelope=request_envelope(duration_seconds=600)))
+    capsys.readouterr()
+    assert await run(harness, "show", SHORT) == 0
+    names = re.findall(r"line \d+: (\w+):", capsys.readouterr().out)
+    assert names.pop() == "conflict", "also after the end"
+    assert names.index("open") < names.index("policy_changed") < names.index("closing")
+    assert names.count("kill_switch") == 1, "the line before the first one about the grant, no"
+    assert names[-1] == "closed"
+    assert await run(harness, "show", SHORT, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [fact["fact"] for fact in shown["meanwhile"]] == [
+        *("policy_changed", "kill_switch", "conflict")
+    ]
+    assert {fact["subject"] for fact in shown["facts"]} == {GRANT_ID}
+    assert await run(harness, "report") == 0
+    assert re.findall(r"kill_switch: (o[nf]+)", capsys.readouterr().out) == ["off", "on", "off"]
+    assert await run(harness, "report", "--html", "-") == 0
+    page = capsys.readouterr().out.split('<section id="controls">')[1]
+    assert ["on: kill-switch" in page, "before=kill-switch" in page] == [True, True]
+    later = utc_text(START_MS + 86_400_000)
+    assert await run(harness, "report", "--since", later) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

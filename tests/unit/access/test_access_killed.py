@@ -18,6 +18,7 @@ from tests.unit.access.scripted_broker import Harness
 
 USER = user_of(GRANT_ID)
 SERVERS = "servers.json"
+OPENING = 11  # the step of the line `opening` of a first grant
 
 
 async def run_scenario(harness: Harness) -> None:
@@ -119,12 +120,13 @@ async def open_only(harness: Harness) -> None:
     await harness.broker.run_pass()
 
 
-@pytest.mark.parametrize("step", range(8, 20))
+@pytest.mark.parametrize("step", range(OPENING, OPENING + 12))
 def test_after_a_kill_while_opening_the_grant_opens_with_the_same_end(
     tmp_path: Path, step: int
 ) -> None:
     harness = Harness(tmp_path)
     killed_after(harness, step, open_only)
+    assert "opening" in harness.named()
 
     async def go_on() -> None:
         async with harness.running() as broker:
@@ -146,9 +148,10 @@ def test_a_kill_after_the_end_has_passed_opens_nothing(tmp_path: Path) -> None:
     async def count(one: Harness) -> None:
         await one.open_grant()
 
-    for step in range(10, 18):
+    for step in range(OPENING + 2, OPENING + 10):
         harness = Harness(tmp_path / str(step))
         killed_after(harness, step, count)
+        assert "opening" in harness.named()
 
         async def late(harness: Harness = harness) -> None:
             await harness.clock.advance(2 * 3600)

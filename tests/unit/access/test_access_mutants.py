@@ -50,7 +50,7 @@ MUTANTS = {
     ),
     "a kill switch that cannot be read is off": Mutant(
         "control_files.py",
-        'return "the mounted switch cannot be read"',
+        'return f"{MOUNTED} {UNREADABLE}"',
         'return ""',
         "test_access_control_files.py::test_a_mounted_switch_that_cannot_be_read_is_on",
     ),

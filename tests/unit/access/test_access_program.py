@@ -65,8 +65,8 @@ async def test_a_polled_request_from_approval_to_closing(program: Program) -> No
         assert (status["grants"], status["servers"]) == ({}, {"r0": None, "r1": None})
     assert program.process.returncode == 0
     assert not verify(program.state / "ledger").problems
-    assert [fact.fact for fact in program.facts()][:4] == [
-        *("pending", "approved", "opening", "certificate")
+    assert [fact.fact for fact in program.facts()][:6] == [
+        *("kill_switch", "policy_changed", "pending", "approved", "opening", "certificate")
     ]
 
 

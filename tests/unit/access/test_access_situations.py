@@ -17,6 +17,8 @@ a response is not usable                   source    a_failed_poll_gives_nothing
 bad or too few signatures                  broker    a_request_of_a_stranger_leaves_no_trace
 another audience                           broker    a_request_for_another_service_is_refused
 a known id with other bytes                broker    an_id_with_other_bytes_is_a_conflict
+a flood of such requests                   broker    conflicts_do_not_fill_the_ledger
+any document that is not taken             broker    a_document_that_is_not_taken_is_counted_by_its_reason
 the same bytes again                       broker    the_same_request_again_changes_nothing
 an id from before a lost store             broker    a_request_from_before_a_lost_store_is_refused
 the same, after the grant has ended        broker    an_ended_id_cannot_be_used_again_after_a_restart
@@ -61,6 +63,8 @@ a crash while access is open               broker    it_stays_open_over_a_restar
 a crash anywhere                           killed    after_any_kill_the_next_broker_ends_what_was_begun
 the state directory is lost                broker    a_lost_state_directory_closes_everything_within_one_sweep
 a server lost its users                    broker    a_missing_user_is_created_again_with_the_same_end
+somebody drops the user by hand            broker    a_user_that_somebody_drops_is_restored_after_its_line
+the same, and the ledger or store fails    broker    a_user_is_not_restored_without_its_line
 a server has an unknown user               broker    an_unknown_user_of_a_grant_is_dropped_by_the_sweep
 an end is ordered during the opening       broker    an_end_during_the_opening_is_noticed
 the end, by the wall clock                 broker    it_ends_at_its_end
@@ -83,6 +87,11 @@ the network path does not close            tailnet   an_end_does_not_wait_for_th
 two brokers with one directory             broker    a_second_broker_in_the_same_directory_does_not_start
 two brokers with two directories           broker    a_second_broker_with_another_directory_drops_the_users_of_the_first
 the kill switch, by its file               program   the_kill_switch_ends_access_within_seconds
+the kill switch is set off                 control_facts the_switch_is_off_only_after_its_line
+the kill switch is set on, ledger fails    control_facts an_end_by_the_switch_waits_for_no_line
+the kill switch flaps                      control_facts a_switch_that_flaps_does_not_fill_the_ledger
+the policy is loosened, ledger fails       control_facts a_policy_opens_nothing_before_its_line
+the policy flaps                           control_facts a_policy_that_flaps_does_not_fill_the_ledger
 the kill switch, mounted and missing       program   a_mounted_kill_switch_that_is_missing_counts_as_on
 """  # noqa: E501  one line per situation
 

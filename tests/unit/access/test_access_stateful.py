@@ -53,7 +53,7 @@ class History(RuleBasedStateMachine):
         self.approved: set[str] = set()
         self.requests: dict[int, bytes] = {}
         self.crash_at = 0
-        self.created: list[str] = []
+        self.users_before: dict[str, set[str]] = {"r0": set(), "r1": set()}
         self._start()
 
     def _start(self) -> None:
@@ -69,6 +69,8 @@ class History(RuleBasedStateMachine):
             self._check_scaled()
         if step == "fact.collecting" and self.harness.facts()[-1].subject == grant_id(NETWORK):
             assert METRICS not in self.scaler.up  # it is not closed before its endpoint is
+            self._check_restored(step.partition(".")[0])
+        self.users_before = {name: set(users) for name, users in self.harness.users.items()}
         if self.crash_at:
             self.crash_at -= 1
             if not self.crash_at:
@@ -94,6 +96,15 @@ class History(RuleBasedStateMachine):
         names = [f.fact for f in self.harness.facts() if f.subject == grant_id(NETWORK)]
         assert grant_id(NETWORK) in self.approved
         assert "opening" in names
+
+    def _check_restored(self, name: str) -> None:
+        """Check that a user of an open grant is created again only after a line about it."""
+        users = self.harness.servers[name].users
+        facts = [fact for fact in self.harness.facts() if fact.detail.get("replica") == name]
+        for user in users.keys() - self.users_before[name]:
+            grant_id = users[user].grant_id
+            if self.harness.grant(grant_id).state is State.OPEN:
+                assert "restored" in [fact.fact for fact in facts if fact.subject == grant_id]
 
     def teardown(self) -> None:
         self.crash_at = 0
