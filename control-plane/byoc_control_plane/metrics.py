@@ -86,6 +86,13 @@ class PlaneMetrics:
             ["stream"],
             registry=self.registry,
         )
+        self.delayed = Gauge(
+            "byoc_plane_delayed_timestamp_seconds",
+            "When messages of one organization alone had last waited or were refused for their"
+            " number; its silence counts from then. Organizations of the last day, 1,000 at most",
+            ["stream", "organization_id"],
+            registry=self.registry,
+        )
         self.daemons = Gauge(
             "byoc_plane_daemons", "Supervised daemons", ["daemon"], registry=self.registry
         )

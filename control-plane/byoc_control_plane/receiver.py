@@ -9,7 +9,7 @@ which the forwarder knows that this receiver answered, and no device on the path
 import asyncio
 import hashlib
 import hmac
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 
 import msgspec
@@ -34,11 +34,15 @@ LIMITS = PortLimits(max_unauthenticated=64, max_authenticated=512)  # as the for
 MAX_BODY_BYTES = 1024**2  # four times the forwarder's largest batch
 MAX_EVENTS = 500  # the largest BYOC_ALERTS_MAX_BATCH
 MAX_BODIES = 64  # in memory at once: 64 MiB, and as much again as rows
+CUSTOMER_SHARE = 4  # the bodies of one organization are at most this part of all
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 REMEMBERED = 100_000  # deliveries that were stored; a repeat is answered without an insert
 RETRY_SECONDS = "2"
 SINGLE, BATCH = "application/cloudevents+json", "application/cloudevents-batch+json"
 STREAM = "alerts"
+BUSY, NOT_STORED = "busy", "not stored"  # reasons of a 503 for which this side is the cause
+TOO_MANY = "too many at a time"  # the reason of a 503 to one organization alone
+TOO_SLOW = "too slow"  # the sender is the cause
 
 Decision = tuple[int, str | Stored]  # the status; the reason of a refusal
 
@@ -69,6 +73,8 @@ class Receiver:
         self._keyring = keyring
         self._body_seconds = body_seconds
         self._free = max_bodies
+        self._max_customer_bodies = max(1, max_bodies // CUSTOMER_SHARE)
+        self._bodies: Counter[str] = Counter()  # in memory, by organization
         self._stored: OrderedDict[bytes, int] = OrderedDict()  # delivery -> its events
         self._requests = requests
         self._sent: OrderedDict[str, None] = OrderedDict()  # ids of requests with a row `sent`
@@ -86,7 +92,7 @@ class Receiver:
             return await self._handle_poll(request, self._requests)
         status, content = await self._decide(request)
         self._metrics.requests.labels(str(status)).inc()
-        if status >= 500:  # noqa: PLR2004  a sender that is refused may look silent
+        if content in {BUSY, NOT_STORED}:  # a sender that is refused may look silent
             self._progress.observe(self._progress.now_ms, caught_up=False)
         if status != 200:  # noqa: PLR2004  the only success
             self._log.warning("delivery.refused", status=status, why=content, peer=request.remote)
@@ -154,23 +160,37 @@ class Receiver:
         owners = self._keyring.find_owners(request.headers.get("Authorization", ""))
         if refused := self._refuse_head(request, owners):
             return refused
+        customers = [owner for owner in owners if owner]
+        if any(self._bodies[owner] >= self._max_customer_bodies for owner in customers):
+            for owner in customers:
+                self._progress.delay(owner)
+            return 503, TOO_MANY
         self._free -= 1
+        self._bodies.update(customers)
+        try:
+            return await self._read_and_store(request, owners)
+        finally:
+            self._free += 1
+            self._bodies.subtract(customers)
+            self._bodies = +self._bodies
+
+    async def _read_and_store(
+        self, request: web.BaseRequest, owners: Mapping[str, bool]
+    ) -> Decision:
         try:
             async with asyncio.timeout(self._body_seconds):
                 body = await _read_body(request)
-            if body is None:
-                return 413, "too large"
-            used = self._find_signing_keys(request, body, owners)
-            if not used:
-                return 401, "unauthorized"
-            newest = all(owners.values()) and any(key.newest for key in used)
-            return await self._store(request, body, owners, newest=newest)
         except TimeoutError:
-            return 503, "too slow"
+            return 503, TOO_SLOW
         except (web.RequestPayloadError, ConnectionError):
             return 400, "broken body"
-        finally:
-            self._free += 1
+        if body is None:
+            return 413, "too large"
+        used = self._find_signing_keys(request, body, owners)
+        if not used:
+            return 401, "unauthorized"
+        newest = all(owners.values()) and any(key.newest for key in used)
+        return await self._store(request, body, owners, newest=newest)
 
     def _refuse_head(
         self, request: web.BaseRequest, owners: Mapping[str, bool]
@@ -182,14 +202,14 @@ class Receiver:
             (owners, 401, "unauthorized"),
             (request.content_type in {SINGLE, BATCH}, 415, "expected CloudEvents in JSON"),
             ("Content-Encoding" not in request.headers, 415, "expected no Content-Encoding"),
-            (self._free > 0, 503, "busy"),
+            (self._free > 0, 503, BUSY),
         )
         refusals = ((status, word) for holds, status, word in checks if not holds)
         if refused := next(refusals, None):
             return refused
         protocol = request.protocol
         if isinstance(protocol, ClientConnection) and not protocol.authenticate():
-            return 503, "busy"
+            return 503, BUSY
         return None
 
     async def _store(
@@ -213,7 +233,7 @@ class Receiver:
             self._log.error("delivery.invalid", error=str(error)[:300])
             return 422, "not a valid event"
         except StoreError:
-            return 503, "not stored"
+            return 503, NOT_STORED
         self._metrics.messages.labels(STREAM, "stored").inc(len(rows))
         self._stored[digest] = len(rows)
         if len(self._stored) > REMEMBERED:

@@ -61,7 +61,10 @@ Delete by hand, after the last bill:
 - its rows:
 {statements}
 """
-TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas", "byoc_grants")
+TABLES = (
+    *("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas", "byoc_grants"),
+    "byoc_progress",
+)
 
 
 STEPS = {  # step -> (summary, example)

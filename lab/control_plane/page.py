@@ -21,7 +21,7 @@ import msgspec
 
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.fleet import QUERIES, fill_query
-from byoc_control_plane.progress import DAEMONS, PROGRESS, SILENT
+from byoc_control_plane.progress import DAEMONS, DELAYED, PROGRESS, SILENT
 from byoc_control_plane.store import HttpStore, Store, create_tables, fetch_rows
 from lab.bench.machine import measured
 from lab.control_plane.fleet_rows import END_MS, store_fleet
@@ -29,7 +29,12 @@ from lab.control_plane.processes import plane_environment
 from lab.control_plane.simulation import START_MS
 from lab.demo.process import started, written
 
-SILENCE = {"silent": SILENT, "daemons": DAEMONS, "progress": PROGRESS}  # of the metrics
+SILENCE = {  # of the metrics
+    "silent": SILENT,
+    "daemons": DAEMONS,
+    "progress": PROGRESS,
+    "delayed": DELAYED,
+}
 DAYS = 14
 DAY_MS = 86_400_000
 WEEKS = 5  # between two copies: each is in another month

@@ -71,9 +71,11 @@ def record_progress(
     consumer: str = "a",
     steady_ms: int = 0,
     redelivery: float = 30,
+    organization: str = "",
 ) -> None:
     """Insert one progress row."""
     session.query(
         f"INSERT INTO byoc_progress SETTINGS date_time_input_format='best_effort' VALUES "
-        f"('{stream}', '{consumer}', '{rfc3339(at_ms)}', '{rfc3339(steady_ms)}', {redelivery})"
+        f"('{stream}', '{consumer}', '{rfc3339(at_ms)}', '{rfc3339(steady_ms)}', {redelivery},"
+        f" '{organization}')"
     )

@@ -105,6 +105,6 @@ def test_an_insert_is_refused_because_no_replica_of_chdb_is_active(
     keeper: RealProcess, tmp_path: Path
 ) -> None:
     """If this fails, chdb has become able to: then rows belong into the first test."""
-    insert = "INSERT INTO byoc_progress VALUES ('state', 'a', now64(3), now64(3), 30)"
+    insert = "INSERT INTO byoc_progress VALUES ('state', 'a', now64(3), now64(3), 30, '')"
     found = ask(keeper, tmp_path, "e", [*table_statements("replicated"), insert])
     assert "Code: 242" in found[-1], found[-1]  # TABLE_IS_READ_ONLY

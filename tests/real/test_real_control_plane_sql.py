@@ -16,6 +16,7 @@ from byoc_agents.app.cloudevents import Agent, encode, parse_rfc3339, rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.message import Message
+from byoc_control_plane.progress import DELAYED, PROGRESS
 from byoc_control_plane.rows import build_row
 from byoc_control_plane.schema import TableEngine, table_statements, tenant_statements
 from byoc_control_plane.store import INSERT_SETTINGS
@@ -421,6 +422,26 @@ def test_the_word_of_a_consumer_that_has_gone_does_not_count(
     assert silent(database) == ["r-0 state-exporter"]
     record_progress(database, NOON_MS + 180_000, consumer="behind", steady_ms=NOON_MS + 180_000)
     assert silent(database) == []
+
+
+def test_a_backlog_of_one_organization_holds_the_judging_of_its_daemons_only(
+    database: chdb.session.Session,
+) -> None:
+    pair = [Replica(replica=f"r-{n}", organization=f"org-{n}").message(NOON_MS) for n in (1, 2)]
+    store_events(database, pair, NOON_MS)
+    record_progress(database, NOON_MS + 181_000)
+    assert silent(database) == ["r-1 state-exporter", "r-2 state-exporter"]
+    late_ms = NOON_MS + 120_000
+    record_progress(database, late_ms, consumer="b", organization="org-1", steady_ms=late_ms)
+    assert silent(database) == ["r-2 state-exporter"]
+    record_progress(database, NOON_MS + 300_000)
+    assert silent(database) == ["r-2 state-exporter"]
+    record_progress(database, NOON_MS + 301_000)
+    assert silent(database) == ["r-1 state-exporter", "r-2 state-exporter"]
+    # The row of an organization is not progress of the stream.
+    record_progress(database, NOON_MS + 900_000, organization="org-3", steady_ms=NOON_MS)
+    assert int(rows(database, PROGRESS)[0]["at_ms"]) == NOON_MS + 301_000
+    assert {row["organization_id"] for row in rows(database, DELAYED)} == {"org-1", "org-3"}
 
 
 @pytest.mark.parametrize("ended", ["stopping", "AGENT_STOPPING"])

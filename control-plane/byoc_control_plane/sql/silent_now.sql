@@ -1,12 +1,16 @@
 -- Daemons whose messages have stopped. Time counts up to the newest progress of the stream and from
--- the later of two moments: the last message, and the beginning of uninterrupted reception. A daemon
+-- the latest of three moments: the last message, the beginning of uninterrupted reception, and the last
+-- time at which messages of this organization had waited here or were refused for their number. A daemon
 -- is silent after three heartbeats, each as long as its newest message states, and never before a message
 -- that was lost with a consumer could have been delivered again.
 CREATE VIEW IF NOT EXISTS silent_now AS
 WITH
     horizons AS
     (
-        SELECT stream, max(at) AS horizon FROM byoc_progress GROUP BY stream
+        SELECT stream, max(at) AS horizon
+        FROM byoc_progress
+        WHERE organization_id = ''
+        GROUP BY stream
     ),
     progress AS
     (
@@ -17,8 +21,15 @@ WITH
             max(redelivery_seconds) AS redelivery
         FROM byoc_progress FINAL
         INNER JOIN horizons USING (stream)
-        WHERE at >= horizon - INTERVAL 10 SECOND
+        WHERE organization_id = '' AND at >= horizon - INTERVAL 10 SECOND
         GROUP BY stream
+    ),
+    delayed AS
+    (
+        SELECT stream, organization_id, max(steady_since) AS until
+        FROM byoc_progress FINAL
+        WHERE organization_id != ''
+        GROUP BY stream, organization_id
     )
 SELECT
     organization_id,
@@ -26,7 +37,8 @@ SELECT
     replica,
     daemon,
     last_seen,
-    (toUnixTimestamp64Milli(now_at) - toUnixTimestamp64Milli(greatest(last_seen, steady))) / 1000
+    (toUnixTimestamp64Milli(now_at)
+        - toUnixTimestamp64Milli(greatest(last_seen, steady, delayed.until))) / 1000
         AS silent_seconds,
     greatest(3 * heartbeat_seconds, heartbeat_seconds + redelivery) AS allowed_seconds
 FROM
@@ -36,4 +48,5 @@ FROM
     WHERE supervised
 ) AS daemons
 INNER JOIN progress USING (stream)
+LEFT JOIN delayed USING (stream, organization_id)
 WHERE silent_seconds > allowed_seconds;

@@ -210,17 +210,19 @@ ORDER BY (organization_id, service_id, grant_id, state, since, source, id)
 TTL toDateTime(time) + INTERVAL 400 DAY;
 
 -- How far each consumer and receiver has come. Silence is counted from these rows, never from the
--- clock of the server: while nobody receives, nobody is silent.
+-- clock of the server: while nobody receives, nobody is silent. A row with an organization is about its
+-- messages only: they waited, or were refused because it sends too much at a time.
 CREATE TABLE IF NOT EXISTS byoc_progress
 (
     stream LowCardinality(String),
     consumer String,
     at DateTime64(3, 'UTC'),
     steady_since DateTime64(3, 'UTC'),
-    redelivery_seconds Float64
+    redelivery_seconds Float64,
+    organization_id LowCardinality(String)
 )
 ENGINE = {engine}ReplacingMergeTree(at)
-ORDER BY (stream, consumer)
+ORDER BY (stream, consumer, organization_id)
 TTL toDateTime(at) + INTERVAL 1 DAY;
 
 -- Messages that can never become a row: kept as they came, for a person.

@@ -181,19 +181,31 @@ async def test_a_message_that_comes_again_is_the_same_row(harness: Harness) -> N
     assert row["arrived_at"] == "2026-11-23T12:00:00.000Z"  # of the queue, not of the reception
 
 
-@pytest.mark.parametrize(("age", "steady"), [(5, "11:00:00"), (11, "12:00:11")])
-async def test_old_messages_mean_a_backlog(harness: Harness, age: int, steady: str) -> None:
-    harness.progress.observe(START_MS - 3_600_000, caught_up=True)
+@pytest.mark.parametrize(
+    ("age", "organizations", "steady", "delayed"),
+    [
+        (5, ("org-1", "org-2"), "11:00:00", []),
+        (11, ("org-1", "org-2"), "12:00:11", []),
+        (11, ("org-1", "org-1"), "11:00:00", ["org-1"]),  # the others are judged on
+        (11, ("org-1", "org-3"), "11:00:00", ["org-1"]),  # org-3 has another sender: set aside
+    ],
+)
+async def test_old_messages_mean_a_backlog(
+    harness: Harness, age: int, organizations: tuple[str, ...], steady: str, delayed: list[str]
+) -> None:
+    harness.senders |= {("org-2", "AROAONE")}
+    harness.progress.observe(START_MS - 3_600_000)
     for seconds in range(-3595, 1, 5):
-        harness.progress.observe(START_MS + seconds * 1000, caught_up=True)
-    harness.send(Replica())
-    harness.progress.observe(START_MS + age * 1000 - 1, caught_up=True)
+        harness.progress.observe(START_MS + seconds * 1000)
+    for number, name in enumerate(organizations):
+        harness.send(Replica(replica=f"r-{number}", organization=name))
+    harness.progress.observe(START_MS + 4000)
     await harness.clock.advance(age)
-    if age > 10:
-        harness.progress.observe(START_MS + 5000, caught_up=True)
     await harness.consumer.poll()
     await harness.progress.write()
-    assert harness.store.rows["byoc_progress"][-1]["steady_since"][11:19] == steady
+    rows = harness.store.rows["byoc_progress"]
+    assert rows[0]["steady_since"][11:19] == steady
+    assert [row["organization_id"] for row in rows] == ["", *delayed]
 
 
 async def test_a_queue_that_fails_is_not_progress(harness: Harness) -> None:

@@ -6,7 +6,14 @@ from contextlib import suppress
 import pytest
 
 from byoc_control_plane.metrics import PlaneMetrics
-from byoc_control_plane.progress import PROGRESS, Progress, SilenceWatch
+from byoc_control_plane.progress import (
+    DELAYED,
+    MAX_SERIES,
+    PROGRESS,
+    Progress,
+    SilenceWatch,
+    share_series,
+)
 from byoc_control_plane.store import StoreError
 from lab.control_plane.memory_store import MemoryStore
 from lab.fakes.core import START_MS, FakeClock
@@ -25,7 +32,7 @@ def made(store: MemoryStore) -> Progress:
 
 async def written(store: MemoryStore, progress: Progress) -> tuple[str, str]:
     await progress.write()
-    row = store.rows["byoc_progress"][-1]
+    row = [row for row in store.rows["byoc_progress"] if not row["organization_id"]][-1]
     return row["at"][11:19], row["steady_since"][11:19]
 
 
@@ -47,6 +54,78 @@ async def test_reception_is_steady_until_it_is_interrupted(store: MemoryStore) -
         ("12:00:22", "12:00:21"),
         ("12:00:23", "12:00:23"),  # old messages arrive
     ]
+
+
+def delayed(store: MemoryStore) -> list[tuple[str, str]]:
+    found = [row for row in store.rows["byoc_progress"] if row["organization_id"]]
+    return [(row["organization_id"], row["steady_since"][11:19]) for row in found]
+
+
+async def test_a_backlog_of_one_organization_alone_is_its_own(store: MemoryStore) -> None:
+    progress = made(store)
+    late: list[set[str]] = [set(), {"org-1"}, {"org-1"}, set(), {"org-1"}]
+    for seconds, names in enumerate(late):
+        progress.observe(START_MS + seconds * 1000, late=names)
+        assert (await written(store, progress))[1] == "12:00:00"
+    assert delayed(store) == [("org-1", f"12:00:0{seconds}") for seconds in (1, 2, 4)]
+
+
+@pytest.mark.parametrize(("after", "steady"), [(10, "12:00:11"), (11, "12:00:00")])
+async def test_a_backlog_of_several_organizations_is_of_this_side(
+    store: MemoryStore, after: int, steady: str
+) -> None:
+    progress = made(store)
+    progress.observe(START_MS)
+    progress.observe(START_MS + 1000, late={"org-1"})
+    progress.observe(START_MS + 5000)
+    progress.observe(START_MS + 1000 + after * 1000, late={"org-2"})
+    assert (await written(store, progress))[1] == steady
+
+
+async def test_after_an_interruption_every_backlog_is_of_this_side_until_it_is_gone(
+    store: MemoryStore,
+) -> None:
+    progress = made(store)
+    progress.observe(START_MS)
+    found = []
+    for seconds, late in (
+        (60, {"org-1"}),
+        (75, {"org-1"}),
+        (76, {"org-1"}),
+        (77, set()),
+        (78, {"org-1"}),
+    ):
+        progress.observe(START_MS + seconds * 1000, late=late)
+        found.append((await written(store, progress))[1])
+    assert found == ["12:01:00", "12:01:15", "12:01:16", "12:01:16", "12:01:16"]
+    assert delayed(store) == [("org-1", "12:01:18")]
+
+
+async def test_an_organization_whose_messages_were_refused_is_written_once_the_store_is_back(
+    store: MemoryStore,
+) -> None:
+    progress = made(store)
+    progress.observe(START_MS)
+    progress.delay("org-1")
+    progress.delay("")  # a sender without an organization
+    store.error = StoreError("away")
+    with pytest.raises(StoreError):
+        await progress.write()
+    store.error = None
+    await progress.write()
+    progress.observe(START_MS + 1000)
+    await progress.write()
+    assert delayed(store) == [("org-1", "12:00:00")]
+
+
+def test_a_customer_with_many_silent_daemons_hides_no_other() -> None:
+    rows = [{"organization_id": "many", "silent_seconds": 9000 - n} for n in range(2000)]
+    rows += [{"organization_id": "few", "silent_seconds": 200 - n} for n in range(2)]
+    shown = share_series(rows, MAX_SERIES)
+    assert len(shown) == MAX_SERIES
+    assert [row["silent_seconds"] for row in shown if row["organization_id"] == "few"] == [200, 199]
+    assert shown[0]["silent_seconds"] == 9000
+    assert share_series(rows[-2:], MAX_SERIES) == rows[-2:]
 
 
 async def test_an_older_reception_does_not_turn_the_time_back(store: MemoryStore) -> None:
@@ -89,6 +168,7 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
         ("silent_now", [names | {"silent_seconds": 181.5}]),
         ("count()", [{"daemon": "state-exporter", "daemons": 7}]),
         (PROGRESS, [{"stream": "state", "at_ms": START_MS, "steady_ms": START_MS - 1000}]),
+        (DELAYED, [{"stream": "state", "organization_id": "o", "until_ms": START_MS - 2000}]),
     ]
     await watch.refresh()
 
@@ -99,8 +179,12 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
     assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 1
     assert sample("byoc_plane_daemons", daemon="state-exporter") == 7
     assert sample("byoc_plane_progress_timestamp_seconds", stream="state") == START_MS / 1000
+    late = {"stream": "state", "organization_id": "o"}
+    assert sample("byoc_plane_delayed_timestamp_seconds", **late) == START_MS / 1000 - 2
     store.results[0] = ("silent_now", [])
+    store.results.pop()
     await watch.refresh()
+    assert sample("byoc_plane_delayed_timestamp_seconds", **late) is None
     assert sample("byoc_plane_silent_seconds", **names) is None
     assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 0
 

@@ -289,10 +289,6 @@ async def test_rows_that_clickhouse_refuses_are_422(harness: Harness) -> None:
 
 
 async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(harness: Harness) -> None:
-    async def drip() -> AsyncIterator[bytes]:
-        yield b"{"
-        await asyncio.sleep(30)
-
     headers = {"Authorization": "Bearer new", "Content-Type": SINGLE}
     slow = [
         asyncio.ensure_future(harness.session.post(harness.url, data=drip(), headers=headers))
@@ -301,6 +297,47 @@ async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(harness: 
     statuses = [(await one).status for one in slow]
     assert statuses == [503, 503]
     assert await harness.post(alert()) == 200
+
+
+async def drip(body: bytes = b"{") -> AsyncIterator[bytes]:
+    yield body
+    await asyncio.sleep(30)
+
+
+async def test_a_slow_body_of_one_customer_does_not_end_the_judging_of_the_others(
+    harness: Harness,
+) -> None:
+    for seconds in (-10, -5, 0):
+        harness.progress.observe(START_MS + seconds * 1000)
+    headers = {"Authorization": "Bearer first", "Content-Type": SINGLE}
+    async with harness.session.post(harness.url, data=drip(), headers=headers) as response:
+        assert (response.status, await response.json()) == (503, {"status": "too slow"})
+    await harness.progress.write()
+    (row,) = harness.store.rows["byoc_progress"]
+    assert row["steady_since"] == "2026-11-23T11:59:50.000Z"
+    assert row["organization_id"] == ""
+
+
+async def test_a_customer_that_sends_too_much_at_a_time_leaves_room_and_is_judged_later_alone(
+    harness: Harness,
+) -> None:
+    """One of the two places is for one organization at most."""
+    for seconds in (-10, -5, 0):
+        harness.progress.observe(START_MS + seconds * 1000)
+    harness.store.released.clear()
+    first = asyncio.ensure_future(harness.post(alert(1), Authorization="Bearer first"))
+    await harness.store.entered.wait()
+    headers = {"Authorization": "Bearer next", "Content-Type": SINGLE}
+    async with harness.session.post(harness.url, data=alert(2), headers=headers) as response:
+        assert (response.status, await response.json()) == (503, {"status": "too many at a time"})
+    other = asyncio.ensure_future(harness.post(alert(3), delivery_id="d-3"))
+    harness.store.released.set()
+    assert [await first, await other] == [200, 200]
+    assert await harness.post(alert(2), delivery_id="d-2", Authorization="Bearer next") == 200
+    await harness.progress.write()
+    of_all, of_one = harness.store.rows["byoc_progress"]
+    assert of_all["steady_since"] == "2026-11-23T11:59:50.000Z"
+    assert (of_one["organization_id"], of_one["steady_since"][11:19]) == ("org-1", "12:00:00")
 
 
 async def test_more_bodies_than_there_is_room_for_are_sent_away(harness: Harness) -> None:
