@@ -139,6 +139,11 @@ def test_the_page_of_the_installation_compares_a_pod_with_its_settings(tmp_path:
     section = page.partition("\n## Rules by uid\n")[2].partition("\n## ")[0]
     block, command = re.findall(r"^```(?:yaml)?\n(.+?)^```", section, re.MULTILINE | re.DOTALL)
     usual = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    step_1 = tmp_path / "step-1.yaml"  # another file: a rendered file is kept by its name
+    step_1.write_text(yaml.safe_dump(usual))
+    first = pod_of(step_1).spec["initContainers"][0]
+    assert first["name"] == NAME, "the values of step 1 hold ClickHouse and the daemons apart"
+    assert usual["sidecars"]["egressRules"]["also"] == []
     values = tmp_path / "values.yaml"
     values.write_text(yaml.safe_dump(merged(usual, yaml.safe_load(block))))
     rules = pod_of(values).spec["initContainers"][0]["args"][0]

@@ -211,6 +211,26 @@ def test_the_forwarder_gets_the_namespace_of_the_release() -> None:
     assert found == "another"
 
 
+@by_case
+def test_the_hash_of_the_configuration_has_the_uid_of_the_pod(
+    values: Path, kubernetes: str, tmp_path: Path
+) -> None:
+    """The hash leaves without a key. The uid has 122 random bits, so it cannot be guessed."""
+    for pod in every_pod(values, kubernetes):
+        for container in pod.ours:
+            daemons = container["args"][1:]
+            if not {"state-exporter", "alert-forwarder"} & set(daemons):
+                continue  # no message of the others has the hash
+            by_name = {one["name"]: one for one in container["env"]}
+            source = by_name["BYOC_POD_UID"]["valueFrom"]["fieldRef"]["fieldPath"]
+            assert source == "metadata.uid"
+            environ = mounted(container, tmp_path)
+            texts = {
+                configure(daemons, environ | {"BYOC_POD_UID": uid}).text() for uid in ("u-1", "u-2")
+            }
+            assert len(texts) == 2
+
+
 def test_clickhouse_keeps_its_own_ids() -> None:
     (pod,) = [one for one in every_pod(DEFAULT, render.NEW) if one.with_clickhouse]
     (clickhouse,) = pod.spec["containers"]

@@ -49,6 +49,7 @@ def pod(directory: Path, setup: str, *prefix: str) -> Iterator[int]:
         "BYOC_ALERTS_TOKEN": "token",
         "BYOC_ALERTS_SIGNING_SECRET": secret,
         "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_NAMESPACE": "clickhouse",
         "BYOC_ALERTS_WEBHOOK_TOKEN": "hook",
     }
     command = ["unshare", "--net", "sh", "-ec", f'ip link set lo up; {setup}; exec "$@"', "sh"]

@@ -16,7 +16,7 @@ import msgspec
 from byoc_agents.alerts import matchers
 from byoc_agents.alerts.events import MAX_ANNOTATION, MAX_LABEL
 from byoc_agents.alerts.matchers import Selector
-from byoc_agents.alerts.settings import Settings
+from byoc_agents.alerts.settings import ANY_NAMESPACE, Settings
 from byoc_agents.alerts.values import pick
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import load, load_file
@@ -114,7 +114,8 @@ def main(argv: Sequence[str]) -> int:
     """Print the preview; return 0. Raises ConfigError."""
     options = make_parser().parse_args(argv)
     given = {name: value for name, value in os.environ.items() if name not in STAND_INS}
-    (settings,) = load([Settings], given | STAND_INS, load_file(options.config))
+    file = {"alerts_namespace": ANY_NAMESPACE} | load_file(options.config)  # all that could leave
+    (settings,) = load([Settings], given | STAND_INS, file)
     found = [preview(settings, path, rule) for path in options.rules for rule in read_rules(path)]
     if options.json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")

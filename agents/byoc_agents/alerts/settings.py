@@ -41,6 +41,7 @@ SHIPPED_RULES = (  # of the chart, except the Watchdog and those about access
     "ByocBillingGap",
     "ByocTaskFailed",
 )
+ANY_NAMESPACE = "*"
 MAX_NAME_CHARACTERS = 128
 MAX_FINGERPRINT_SECRETS = 2
 MIN_FINGERPRINT_SECRET = 32  # characters: at least 128 bits in base64 or hexadecimal
@@ -80,7 +81,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _namespace(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):  # RFC 1123 label
+    if text != ANY_NAMESPACE and not re.fullmatch(
+        r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text
+    ):  # RFC 1123 label
         raise ValueError("not the name of a namespace")
     return text
 
@@ -180,7 +183,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             "BYOC_ALERTS_NAMESPACE",
-            "the Kubernetes namespace whose alerts the default matchers select; empty = any",
+            "the Kubernetes namespace whose alerts the default matchers select, * for any; required"
+            " without BYOC_ALERTS_MATCHERS",
             parse=_namespace,
         ),
     ] = ""
@@ -274,7 +278,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.selector:
             return self.selector
         names = "|".join(SHIPPED_RULES)
-        namespace = f', namespace="{self.namespace}"' if self.namespace else ""
+        any_namespace = self.namespace == ANY_NAMESPACE
+        namespace = "" if any_namespace else f', namespace="{self.namespace}"'
         return f'alertname=~"{names}", severity=~"critical|warning"{namespace}'
 
     def __post_init__(self) -> None:
@@ -282,5 +287,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             names = "BYOC_ALERTS_TLS_CERT_FILE, BYOC_ALERTS_TLS_KEY_FILE"
             reason = f"{names}: only one is set: expected both or neither"
+            raise ValueError(reason)
+        if not self.selector and not self.namespace:
+            expected = "expected the namespace whose alerts are sent, or * for any"
+            reason = f"BYOC_ALERTS_NAMESPACE: is required without BYOC_ALERTS_MATCHERS: {expected}"
             raise ValueError(reason)
         _ = self.intervals

@@ -116,6 +116,7 @@ class _Verifier:
         self._tree: TreeHead | None = None  # over the lines so far
         self._first_size: int | None = None  # of the tree before the first line of the first file
         self._first: int | None = None  # number of the first line
+        self._first_file = 0  # number of the oldest file
         self._bound = _Bound(max_bytes)
         self._format = FORMAT  # of the current file
         self._before: LinePosition | None = None  # number and hash of the line before
@@ -129,6 +130,7 @@ class _Verifier:
         numbers = self._segments.numbers()
         if not numbers:
             self._add_problem(self.verdict.directory, "holds no ledger file")
+        self._first_file = numbers[0] if numbers else 0
         for number in numbers:
             try:
                 self._check_file(number, last=number == numbers[-1])
@@ -314,7 +316,7 @@ class _Verifier:
 
     def _check_removal(self, line: RemovedLine, place: str) -> None:
         end = LinePosition(line.last_sequence, line.last_sha256)
-        if end == self._cut_at:
+        if end == self._cut_at and line.segment == self._first_file - 1:
             self._cut_at = None
             lines = f"lines 0 to {line.last_sequence}"
             self.verdict.notes.append(f"{place} states that {lines} were removed by rotation")
@@ -327,11 +329,10 @@ class _Verifier:
             text = f"the spool knew the head {line.expected}"
         about = f"states file {line.segment} {line.why}"
         self.verdict.notes.append(f"{place} {about}: {text}")
-        if line.sha256:  # a torn end; a foreign file is not counted
-            self._bound.add(line.bytes)
         aside = self._segments.directory / line.aside
-        if line.aside and line.sha256 and self._segments.path(line.segment).exists():
-            self._has_stated_digest(aside, line.segment, line, place)
+        there = line.aside and line.sha256 and self._segments.path(line.segment).exists()
+        if there and self._has_stated_digest(aside, line.segment, line, place):
+            self._bound.add(line.bytes)  # a torn end; a foreign file is not counted
 
     def _check_bodies(self, line: IntentLine, place: str, number: int) -> None:
         self._bound.add_bodies({sent.sha256: sent.bytes for sent in line.messages if sent.kept})

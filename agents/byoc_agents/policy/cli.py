@@ -207,7 +207,8 @@ def _objects(configuration: Configuration, own: BillingSettings) -> Objects:
 
 
 def _configure(asked: argparse.Namespace) -> Configuration:
-    environ = _as_in_the_pod(os.environ, asked.identity, asked.family) | STAND_INS
+    no_alerts = {"BYOC_ALERTS_NAMESPACE": "none"}  # which alerts are sent is in no policy
+    environ = no_alerts | _as_in_the_pod(os.environ, asked.identity, asked.family) | STAND_INS
     return configure(asked.daemon or list(DAEMONS), environ, asked.config or None)
 
 

@@ -148,8 +148,8 @@ def read_heads(file: str, key_file: str | None) -> KeptHeads:
 
     Raises UsageError and OSError.
     """
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         found = heads.parse_heads(text)
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from error

@@ -239,6 +239,14 @@ def _verify(options: argparse.Namespace) -> int:
     for name, verdict in verdicts.items():
         _write_verdict(name, verdict, as_json=options.json)
     ok = all(verdict.ok for verdict in verdicts.values())
+    named = {head.ledger for head in heads.heads if head.name}
+    if not options.daemon and (absent := sorted(named - verdicts.keys())):
+        ok = False
+        why = "expected their ledgers too, or --daemon to verify one"
+        sys.stderr.write(
+            f"byoc-agents ledger verify: kept heads of ledgers that are not here:"
+            f" {', '.join(absent)}: {why}\n"
+        )
     return 0 if _compare_trail(where, options) and ok else 1
 
 

@@ -42,6 +42,7 @@ SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
     "BYOC_ALERTS_WEBHOOK_TOKEN": "token",
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+    "BYOC_ALERTS_NAMESPACE": "clickhouse",
 }
 PROVIDED = "/etc/byoc-agents/access"  # where the files of the access broker are mounted
 BROKER_SETTINGS = {  # of the access broker, with a server that does not respond

@@ -149,7 +149,7 @@ async def test_alerts_that_are_not_selected_are_counted(harness: Harness) -> Non
 
 @pytest.mark.parametrize(
     ("namespace", "outcomes"),
-    [("clickhouse", {"not_selected": 2, "relayed": 1}), ("", {"relayed": 3})],
+    [("clickhouse", {"not_selected": 2, "relayed": 1}), ("*", {"relayed": 3})],
 )
 async def test_clickhouses_alerts_of_another_namespace_are_not_selected(
     namespace: str, outcomes: dict[str, float], harness: Harness

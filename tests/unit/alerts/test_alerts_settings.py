@@ -27,6 +27,11 @@ def test_no_secret_is_shown() -> None:
             {"BYOC_ALERTS_MATCHERS": 'severity="'},
             "BYOC_ALERTS_MATCHERS: invalid value 'severity=\"' (column 10",
         ),
+        (
+            {"BYOC_ALERTS_MATCHERS": ""},
+            "BYOC_ALERTS_NAMESPACE: is required without BYOC_ALERTS_MATCHERS",
+        ),
+        ({"BYOC_ALERTS_NAMESPACE": "a.b"}, "BYOC_ALERTS_NAMESPACE: invalid value 'a.b'"),
         ({"BYOC_ALERTS_WATCHDOG": "x"}, "BYOC_ALERTS_WATCHDOG: invalid value 'x' (column 2"),
         ({"BYOC_ALERTS_LABELS": "a,b=c"}, "'b=c' is not a label name"),
         ({"BYOC_ALERTS_LABELS": 'a,"b'}, "is not a label name: put it in double quotes"),

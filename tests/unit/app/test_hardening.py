@@ -198,6 +198,7 @@ ALERTS = {
     "BYOC_ALERTS_TOKEN": "t" * 32,
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=",
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+    "BYOC_ALERTS_NAMESPACE": "clickhouse",
     "BYOC_ALERTS_WEBHOOK_TOKEN": "w" * 32,
 }
 ALL = ALERTS | {

@@ -61,6 +61,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "BYOC_ALERTS_TOKEN": "t",
         "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a" * 44,
         "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_NAMESPACE": "clickhouse",
         "BYOC_ALERTS_WEBHOOK_TOKEN": "hook",
         "BYOC_SHUTDOWN_GRACE_SECONDS": "0",
     }

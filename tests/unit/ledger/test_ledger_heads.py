@@ -48,7 +48,16 @@ def encoded(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
-def forge_removal(directory: Path) -> None:
+def append(directory: Path, **fields: Any) -> None:
+    """Append a line with the right number and hash."""
+    newest = files(directory)[-1]
+    last = newest.read_bytes().splitlines()[-1]
+    before = {"sequence": json.loads(last)["sequence"] + 1, "time": json.loads(last)["time"]}
+    with newest.open("ab") as file:
+        file.write(encoded({**before, "previous": sha256_hex(last), **fields}) + b"\n")
+
+
+def forge_removal(directory: Path, segment: int = 1) -> None:
     """Delete the oldest file, and append one line that states a rotation."""
     oldest, *_, newest = files(directory)
     gone = oldest.read_bytes().splitlines()
@@ -58,7 +67,7 @@ def forge_removal(directory: Path) -> None:
         "sequence": json.loads(last)["sequence"] + 1,
         "time": json.loads(last)["time"],
         "previous": sha256_hex(last),
-        "segment": 1,
+        "segment": segment,
         "first_sequence": 0,
         "last_sequence": json.loads(gone[-1])["sequence"],
         "last_sha256": sha256_hex(gone[-1]),
@@ -99,6 +108,28 @@ def test_a_deleted_history_with_a_forged_rotation_is_found(goes_on: bool, tmp_pa
     (problem,) = checked(tmp_path).problems
     assert "states that file 1 was removed" in problem
     assert f"the bound of {BOUND} did not require it" in problem
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_forged_rotation_of_another_file_is_found(goes_on: bool, tmp_path: Path) -> None:
+    """No rule judges the removal of a file that is not the one before the oldest."""
+    kept = run(tmp_path, 150)
+    forge_removal(tmp_path, segment=77)
+    if goes_on:
+        kept += run(tmp_path, 3, first=500)
+    problems = checked(tmp_path, heads="\n".join(kept)).problems
+    assert any("are missing and no line states their removal" in problem for problem in problems)
+
+
+def test_a_forged_rotation_after_a_forged_torn_end_is_found(tmp_path: Path) -> None:
+    """The bytes of a torn end count towards the bound only if its file has them."""
+    kept = run(tmp_path, 150)
+    torn = {"kind": "recovered", "segment": 999, "why": "torn", "bytes": BOUND, "aside": ""}
+    append(tmp_path, **torn, sha256="0" * 64)
+    forge_removal(tmp_path)
+    kept += run(tmp_path, 3, first=500)
+    problems = checked(tmp_path, heads="\n".join(kept)).problems
+    assert any("did not require it" in problem for problem in problems)
 
 
 def test_a_forged_rotation_under_a_forged_lower_bound_is_found(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_every_destination_has_its_kind_whatever_setting_named_it(
     pod = SETTINGS | IDENTITIES[identity] | STAND_INS
     if variable:
         pod |= {variable: ENDPOINT, "AWS_ENDPOINT_URL_STS": "https://sts.eu-west-1.amazonaws.com"}
-    found = configure(list(DAEMONS), pod, None).destinations
+    found = configure(list(DAEMONS), pod | {"BYOC_ALERTS_NAMESPACE": "db"}, None).destinations
     assert {str(one.kind) for one in found} == {"clickhouse", "s3", "sqs", "control-plane"} | more
     assert {one.daemon for one in found if one.kind == "s3"} == {"billing-scraper"}
     assert {one.daemon for one in found if one.kind == "sqs"} == {"state-exporter"}

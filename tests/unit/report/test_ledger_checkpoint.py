@@ -91,6 +91,18 @@ def test_without_a_key_plain_heads_are_printed(
     assert "add --daemon" in refused(capsys, "verify", state_dir, "--heads", tmp_path / "heads")
 
 
+def test_kept_heads_of_a_ledger_that_is_not_there_are_named(
+    state_dir: Path, tmp_path: Path, capsys: Output
+) -> None:
+    kept = tmp_path / "heads"
+    kept.write_text(printed(capsys, "checkpoint", state_dir))
+    shutil.rmtree(state_dir / "state-exporter")
+    assert main(["verify", str(state_dir), "--heads", str(kept)]) == 1
+    assert "that are not here: state-exporter: expected" in capsys.readouterr().err
+    one = ["--daemon", "billing-scraper"]
+    assert ": OK" in printed(capsys, "verify", state_dir, *one, "--heads", kept)
+
+
 def test_the_key_can_be_in_the_environment(
     state_dir: Path, key_file: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +198,8 @@ def test_a_key_or_heads_that_cannot_be_used_are_named(
         capsys, "checkpoint", state_dir, "--public-key"
     )
     assert "expected a checkpoint" in refused(capsys, "verify", state_dir, "--heads", bad)
+    bad.write_bytes(b"\xff\n")
+    assert "can't decode byte 0xff" in refused(capsys, "verify", state_dir, "--heads", bad)
     bad.write_text("# none\n")
     assert "no head: expected" in refused(capsys, "verify", state_dir, "--heads", bad)
     assert "No such file" in refused(capsys, "verify", state_dir, "--heads", tmp_path / "no")
