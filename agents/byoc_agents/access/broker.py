@@ -25,6 +25,7 @@ from byoc_agents.access.control_facts import ControlFacts, StatedControls
 from byoc_agents.access.control_files import DISABLED, UNREADABLE, KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
+    BREAK_GLASS,
     REQUEST,
     WITHDRAWAL,
     AccessRequest,
@@ -185,6 +186,7 @@ class Broker:
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
         self._sweep_failures = 0
         self._unexpected_users = 0
+        self._break_glass_openings = 0
         self._refused_documents = dict.fromkeys(REFUSED_DOCUMENTS, 0)
         self._stored_policy = ""  # the SHA-256 of the policy whose file was stored last
         self._loaded = False
@@ -221,6 +223,11 @@ class Broker:
     def unexpected_users(self) -> int:
         """How often a user of no live grant was found on a server."""
         return self._unexpected_users
+
+    @property
+    def break_glass_openings(self) -> int:
+        """How often a grant of the kind `break_glass` began to open."""
+        return self._break_glass_openings
 
     @property
     def refused_documents(self) -> Mapping[str, int]:
@@ -472,6 +479,8 @@ class Broker:
         structlog.get_logger().info(
             "access.grant_changed", grant=after.id, state=after.state.value, reason=after.reason
         )
+        if after.state is State.OPENING and after.request.reason.kind == BREAK_GLASS:
+            self._break_glass_openings += 1
         self._take_effect(after)
         return after
 
@@ -1244,6 +1253,7 @@ def _details(grant: Grant) -> dict[str, str]:
         "vendor_keys": ", ".join(grant.vendor_keys),
         "approvers": ", ".join(approval.by for approval in grant.approvals),
         "touched": ", ".join(grant.touched),
+        "kind": grant.request.reason.kind if grant.state is State.OPENING else "",
     }
     return {name: clean(value) for name, value in values.items() if value}
 

@@ -323,6 +323,52 @@ async def test_transparency_opens_without_an_approval_and_records_it(harness: Ha
     assert harness.named()[:2] == ["approved", "opening"]
 
 
+async def test_break_glass_opens_without_an_approval_and_is_stated_and_counted(
+    harness: Harness,
+) -> None:
+    reason = {"kind": "break_glass", "ticket": "CS-1234", "text": ""}
+    request = request_envelope(reason=reason, duration_seconds=1800)
+    assert "rejected: break_glass" in await harness.order(Submit(envelope=request))
+    harness.write_policy(break_glass=True)
+    assert harness.broker.break_glass_openings == 0
+    request = request_envelope(reason=reason, duration_seconds=1800, id=grant_id(2))
+    await harness.order(Submit(envelope=request))
+    grant = harness.grant(grant_id(2))
+    assert (grant.state, grant.approvals) == (State.OPEN, ())
+    assert grant.end_ms - grant.since_ms <= 1_800_000
+    kinds = {fact.fact: fact.detail.get("kind") for fact in harness.facts() if fact.subject}
+    assert kinds["opening"] == "break_glass"
+    assert harness.broker.break_glass_openings == 1
+    await harness.passes(1, 3)
+    assert harness.broker.break_glass_openings == 1
+
+
+async def test_a_usual_opening_states_its_kind_and_is_not_counted(harness: Harness) -> None:
+    await harness.open_grant()
+    (opening,) = [fact for fact in harness.facts() if fact.fact == "opening"]
+    assert opening.detail["kind"] == "incident"
+    assert harness.broker.break_glass_openings == 0
+
+
+async def test_a_disabled_policy_ends_and_opens_nothing_until_it_is_enabled(
+    harness: Harness,
+) -> None:
+    await harness.open_grant()
+    second = request_envelope(id=grant_id(2), engineer={"id": "eng-2", "name": "B"})
+    await harness.order(Submit(envelope=second))
+    harness.write_policy(enabled=False)
+    await harness.order(Approve(id=grant_id(2), by="anna"))
+    assert harness.users == NOBODY
+    assert (await harness.stored()).ended_because == "kill_switch: the policy is disabled"
+    third = await harness.order(Submit(envelope=request_envelope(id=grant_id(3))))
+    assert third == f"{grant_id(3)}: rejected: disabled"
+    await harness.passes(31, 2)
+    assert harness.grant(grant_id(2)).state is State.PENDING
+    harness.write_policy()
+    await harness.order(Approve(id=grant_id(2), by="anna"))
+    assert harness.grant(grant_id(2)).state is State.OPEN
+
+
 # Waiting.
 
 
