@@ -648,6 +648,46 @@ async def test_the_kill_switch_closes_within_one_pass(harness: Harness) -> None:
     assert (harness.users, harness.grant().ended_because) == (NOBODY, "kill_switch: kill-switch")
 
 
+async def test_a_volume_that_hangs_ends_access(harness: Harness) -> None:
+    """The kill switch, the orders, the ledger and the store are all on it."""
+    await harness.open_grant()
+    harness.hang()
+    try:
+        async with asyncio.timeout(60):  # a pass that waits for the volume never ends
+            while harness.users != NOBODY:
+                await harness.passes(1)
+        # Either the switch or the store is noticed first.
+        assert harness.grant().ended_because.split(":")[0] in {"kill_switch", "record_failed"}
+        async with asyncio.timeout(60):
+            while not harness.broker.controls_unreadable:
+                await harness.passes(1)
+    finally:
+        harness.recover()
+    async with asyncio.timeout(60):
+        while harness.broker.kill_switch or harness.broker.grants:
+            await harness.passes(31)
+    assert (await harness.stored()).state is State.CLOSED
+    again = await harness.order(Submit(envelope=request_envelope(id=grant_id(2))))
+    assert "pending" in again
+
+
+async def test_a_policy_that_cannot_be_stored_in_time_delays_no_end(harness: Harness) -> None:
+    """The copy is for the evidence: it is tried again, and named by its SHA-256 meanwhile."""
+    await harness.open_grant()
+    harness.accepts_files.clear()
+    harness.write_policy(max_duration="30m")
+    try:
+        async with asyncio.timeout(60):
+            await harness.passes(1, 2)
+    finally:
+        harness.accepts_files.set()
+    assert harness.users == NOBODY
+    copy = harness.state / "policies" / f"{harness.broker.policy_sha256}.yaml"
+    async with asyncio.timeout(60):
+        while not copy.exists():
+            await harness.passes(1)
+
+
 @pytest.mark.parametrize("content", [None, "roles: [", "version: 1\n"])
 async def test_a_policy_that_cannot_be_read_counts_as_the_kill_switch(
     harness: Harness, content: str | None

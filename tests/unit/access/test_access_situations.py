@@ -91,10 +91,12 @@ the network path does not close            tailnet   an_end_does_not_wait_for_th
 two brokers with one directory             broker    a_second_broker_in_the_same_directory_does_not_start
 two brokers with two directories           broker    a_second_broker_with_another_directory_drops_the_users_of_the_first
 the kill switch, by its file               program   the_kill_switch_ends_access_within_seconds
+the volume of the switch hangs             broker    a_volume_that_hangs_ends_access
 the kill switch is set off                 control_facts the_switch_is_off_only_after_its_line
 the kill switch is set on, ledger fails    control_facts an_end_by_the_switch_waits_for_no_line
 the kill switch flaps                      control_facts a_switch_that_flaps_does_not_fill_the_ledger
 the policy is loosened, ledger fails       control_facts a_policy_opens_nothing_before_its_line
+the copy of a policy cannot be written     broker    a_policy_that_cannot_be_stored_in_time_delays_no_end
 the policy flaps                           control_facts a_policy_that_flaps_does_not_fill_the_ledger
 the kill switch, mounted and missing       program   a_mounted_kill_switch_that_is_missing_counts_as_on
 """  # noqa: E501  one line per situation
