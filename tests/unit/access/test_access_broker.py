@@ -900,13 +900,18 @@ async def test_a_user_after_its_end_is_overdue_until_it_is_gone(harness: Harness
     assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
 
 
+@pytest.mark.parametrize("failure", ["unreachable", "no right to drop"])
 @pytest.mark.parametrize("how", ["revoke", "kill switch", "policy", "withdrawal"])
 async def test_an_ordered_end_that_a_server_does_not_confirm_is_overdue(
-    harness: Harness, how: str
+    harness: Harness, how: str, failure: str
 ) -> None:
     """The agreed end is almost an hour away; what counts is the end that was ordered."""
     await harness.open_grant()
-    harness.servers["r1"].reachable = False
+    server = harness.servers["r1"]
+    if failure == "unreachable":
+        server.reachable = False
+    else:
+        server.broken["drop_user"] = "before"
     match how:
         case "revoke":
             await harness.order(Revoke(id=GRANT_ID))
@@ -921,7 +926,9 @@ async def test_an_ordered_end_that_a_server_does_not_confirm_is_overdue(
     assert began <= 1
     await harness.passes(30, 4)
     assert harness.broker.overdue_seconds == began + 120
-    harness.servers["r1"].reachable = True
+    assert harness.users == {"r0": [], "r1": [USER]}
+    server.reachable = True
+    server.broken.clear()
     await harness.passes(31, 2)
     assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
 
