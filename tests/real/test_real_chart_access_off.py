@@ -1,4 +1,10 @@
-"""The chart with the access path off is the chart without its files, byte for byte."""
+"""The chart with the access path off is the chart without its files, byte for byte.
+
+This finds a file of the access path that has an effect although the path is off. It does not find a
+change of a template that both share (`_checks`, `_env`, `networkpolicies`, `clickhouse.yaml`,
+`values.yaml`), because the reduced chart has it too: only the stored renders guard those, in
+`lab/real/chart/renders`: see `lab.real.chart.golden`.
+"""
 
 import shutil
 import subprocess

@@ -8,8 +8,9 @@ time: after a crash the next broker loads the grants and goes on.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import msgspec
 import structlog
@@ -25,6 +26,7 @@ from byoc_agents.access.control_facts import ControlFacts, StatedControls
 from byoc_agents.access.control_files import DISABLED, UNREADABLE, KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
+    BREAK_GLASS,
     CLICKHOUSE,
     REQUEST,
     WITHDRAWAL,
@@ -89,6 +91,8 @@ from byoc_agents.errors import (
 from byoc_agents.ledger.format import FactLine, clean
 from byoc_agents.message import Message
 
+T = TypeVar("T")
+
 MAX_PENDING = 64  # requests that wait for an approval
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
@@ -97,6 +101,8 @@ LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy 
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 NOT_RECORDED = "it is off, and the line about that is not written"
 CHANGES_TOO_OFTEN = "it is off, and has changed too often to be recorded now"
+CALL_SECONDS = 2.0  # for a call that uses the broker's directory; a busy machine needs some of it
+ORDERS = "orders"
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 # Why a request or a withdrawal is not taken at all; what the policy refuses is a grant's end.
 REFUSED_DOCUMENTS = (
@@ -183,9 +189,11 @@ class Broker:
         self._restoring: set[tuple[str, str]] = set()  # grants and replicas: the line is written
         self._collected: dict[str, dict[str, CollectedLogs]] = {}
         self._collectors: dict[str, asyncio.Task[dict[str, CollectedLogs | str]]] = {}
+        self._calls: dict[str, asyncio.Task[Any]] = {}  # that use the directory and have not ended
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
         self._sweep_failures = 0
         self._unexpected_users = 0
+        self._break_glass_openings = 0
         self._refused_documents = dict.fromkeys(REFUSED_DOCUMENTS, 0)
         self._stored_policy = ""  # the SHA-256 of the policy whose file was stored last
         self._loaded = False
@@ -222,6 +230,11 @@ class Broker:
     def unexpected_users(self) -> int:
         """How often a user of no live grant was found on a server."""
         return self._unexpected_users
+
+    @property
+    def break_glass_openings(self) -> int:
+        """How often a grant of the kind `break_glass` began to open."""
+        return self._break_glass_openings
 
     @property
     def refused_documents(self) -> Mapping[str, int]:
@@ -280,11 +293,13 @@ class Broker:
             await self._parts.clock.sleep(PASS_SECONDS)
 
     async def close(self) -> None:
-        """End the reading of logs; the next broker reads them again."""
-        for task in self._collectors.values():
+        """End the reading of logs, and wait for no call; the next broker repeats them."""
+        tasks = [*self._collectors.values(), *self._calls.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._collectors.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._collectors.clear()
+        self._calls.clear()
 
     async def finish(self) -> None:
         """Close the open grants if the settings say so. Called after `run` was cancelled."""
@@ -370,7 +385,7 @@ class Broker:
             structlog.get_logger().warning("access.kill_switch", reason=reason or None)
         self._policy, self._kill_switch = policy, reason
         if policy is not None and policy.sha256 != self._stored_policy:
-            self._store_policy(policy)
+            await self._store_policy(policy)
 
     async def _release_switch(self) -> str:
         """Return why a switch that is off still counts as on, or "": its line is on disk.
@@ -401,16 +416,36 @@ class Broker:
         for line in self._controls.take_due(self._parts.clock.boot_ns()):
             await self._write(line, retry=True)
 
-    def _store_policy(self, policy: Policy) -> None:
+    async def _store_policy(self, policy: Policy) -> None:
         """Store the file for the evidence of the grants; a failure is tried again, and logged."""
-        path = self._parts.directory / POLICIES / f"{policy.sha256}.yaml"
-        try:
+
+        def store() -> str:
+            path = self._parts.directory / POLICIES / f"{policy.sha256}.yaml"
             if not path.exists():
                 _place(self._parts.disk, policy.content, path)
+            return policy.sha256
+
+        try:
+            self._stored_policy = await self._call_within(POLICIES, store)
         except OSError as error:
-            structlog.get_logger().error("access.policy_not_stored", error=error.strerror)
-            return
-        self._stored_policy = policy.sha256
+            structlog.get_logger().error("access.policy_not_stored", error=_text_of(error))
+
+    async def _call_within(self, name: str, call: Callable[[], T]) -> T:
+        """Return the value of a call that uses the broker's directory, or raise its error.
+
+        Raises TimeoutError if it has not ended within CALL_SECONDS: on a volume that hangs, nothing
+        else must wait. Until it has ended, the next call with this name waits for it and returns
+        its value.
+        """
+        late = self._calls.get(name)
+        task = late or asyncio.create_task(asyncio.to_thread(call))
+        self._calls[name] = task
+        await asyncio.wait([task], timeout=0 if late else CALL_SECONDS)
+        if not task.done():
+            raise TimeoutError
+        del self._calls[name]
+        value: T = task.result()
+        return value
 
     def _now(self) -> GrantTime:
         clock = self._parts.clock
@@ -495,6 +530,8 @@ class Broker:
         structlog.get_logger().info(
             "access.grant_changed", grant=after.id, state=after.state.value, reason=after.reason
         )
+        if after.state is State.OPENING and after.request.reason.kind == BREAK_GLASS:
+            self._break_glass_openings += 1
         self._take_effect(after)
         return after
 
@@ -634,9 +671,9 @@ class Broker:
     async def _take_orders(self) -> None:
         """Carry out the orders. One whose effect could not be recorded stays for the next pass."""
         try:
-            files = await asyncio.to_thread(self._parts.orders.read)
+            files = await self._call_within(ORDERS, self._parts.orders.read)
         except OSError as error:
-            structlog.get_logger().error("access.orders_unreadable", error=error.strerror)
+            structlog.get_logger().error("access.orders_unreadable", error=_text_of(error))
             return
         for name, order, mistake in files:
             try:
@@ -647,9 +684,12 @@ class Broker:
             if self._unsaved:  # an end that is not stored: a crash would forget it
                 continue
             try:
-                await asyncio.to_thread(self._parts.orders.finish, name, answer)
+                finish = partial(self._parts.orders.finish, name, answer)
+                await self._call_within(f"{ORDERS}/{name}", finish)
             except OSError as error:
-                structlog.get_logger().error("access.order_stays", order=name, error=error.strerror)
+                structlog.get_logger().error(
+                    "access.order_stays", order=name, error=_text_of(error)
+                )
 
     async def _carry_out(self, order: Order) -> str:
         match order:
@@ -1118,7 +1158,7 @@ class Broker:
             try:
                 found[name] = await self._place_logs(grant, name, logs)
             except OSError as error:
-                errors[name] = f"disk: {error.strerror}"
+                errors[name] = f"disk: {_text_of(error)}"
         waited_ms = self._now().wall_ms - grant.closed_ms
         if errors and 0 <= waited_ms < self._parts.limits.collect_seconds * 1000:
             self._try_later(grant)
@@ -1153,7 +1193,7 @@ class Broker:
         digests = {}
         for kind, content in (("queries", logs.queries), ("sessions", logs.sessions)):
             path = folder / f"{name}-{kind}.jsonl"
-            await asyncio.to_thread(_place, self._parts.disk, content, path)
+            await self._call_within(str(path), partial(_place, self._parts.disk, content, path))
             digests[f"{kind}_sha256"] = sha256(content)
         counts = {key: str(value) for key, value in logs.counts.items()}
         await self._record_step(grant, "collected", {"replica": name, **digests, **counts})
@@ -1168,11 +1208,12 @@ class Broker:
             return
         self._swept_boot_ns = now_ns
         try:
-            await self._parts.store.save_time(self._highest_wall_ms)
+            async with asyncio.timeout(self._parts.limits.record_seconds):
+                await self._parts.store.save_time(self._highest_wall_ms)
             if not self._unwritten and not self._unsaved and not self._parts.ledger.last_error:
                 self._record_error = ""
-        except SpoolError as error:
-            self._fail(f"store: {error}")
+        except (SpoolError, TimeoutError) as error:
+            self._fail(f"store: {str(error) or 'no response'}")
         await asyncio.gather(*(self._drop_unknown(admin) for admin in self._admins.values()))
         for endpoint in self.tailnet.take_unexpected() if self.tailnet else ():
             detail = {"endpoint": endpoint}
@@ -1293,6 +1334,7 @@ def _details(grant: Grant) -> dict[str, str]:
         "vendor_keys": ", ".join(grant.vendor_keys),
         "approvers": ", ".join(approval.by for approval in grant.approvals),
         "touched": ", ".join(grant.touched),
+        "kind": grant.request.reason.kind if grant.state is State.OPENING else "",
     }
     return {name: clean(value) for name, value in values.items() if value}
 
@@ -1303,6 +1345,10 @@ def _digests(grant: Grant) -> dict[str, str]:
         found["certificate_pem"] = sha256(grant.certificate.encode())
     envelopes: Iterable[bytes] = (a.envelope for a in grant.approvals if a.envelope)
     return found | {f"approval_{n}": sha256(raw) for n, raw in enumerate(envelopes, 1)}
+
+
+def _text_of(error: OSError) -> str:
+    return "no response" if isinstance(error, TimeoutError) else error.strerror or str(error)
 
 
 def _place(disk: Disk, content: bytes, path: Path) -> None:

@@ -27,6 +27,7 @@ UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 GrantId = Annotated[str, msgspec.Meta(pattern=rf"^{UUID7}\Z")]
 Identifier = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,63}\Z")]
 Ticket = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
+BREAK_GLASS = "break_glass"  # the kind of a request that needs no approval, if the policy allows it
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Seconds = Annotated[int, msgspec.Meta(ge=60, le=MAX_SECONDS)]
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?Z", re.ASCII)

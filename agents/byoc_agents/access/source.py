@@ -146,6 +146,11 @@ class BrokerCollector(Collector):
             "How often a user of no live grant was found on a server",
             broker.unexpected_users,
         )
+        yield self._counter(
+            "byoc_access_break_glass",
+            "How often a grant of the kind break_glass began to open",
+            broker.break_glass_openings,
+        )
         refused = CounterMetricFamily(
             "byoc_access_refused_documents",
             "How often a request or a withdrawal was not taken",

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class ControlPlane:
         self.envelopes: list[bytes] = []
         self.events: list[dict[str, Any]] = []
         self.polls: list[Request] = []
+        self.stores_events = True
         self.proves = True  # its responses name the delivery that they are about
 
     def _apply(self, request: Request) -> Reply:
@@ -46,6 +47,8 @@ class ControlPlane:
                 return Reply(304, {"etag": etag})
             body = b'{"envelopes":[%s]}' % b",".join(self.envelopes)
             return Reply(200, {"content-type": "application/json", "etag": etag}, body)
+        if not self.stores_events:
+            return Reply(503)
         found = json.loads(request.body)
         self.events += [one["data"] for one in (found if isinstance(found, list) else [found])]
         return Reply(204, {"webhook-id": request.headers["webhook-id"]} if self.proves else {})
@@ -174,12 +177,29 @@ class Program:
 
     def stored(self) -> dict[str, dict[str, Any]]:
         """Return id -> grant, as the store has it."""
-        store = SpoolStore(self.state / "spool.db", max_bytes=1 << 62)
-        try:
+        with closing(self._open_store()) as store:
             found = [msgspec.json.decode(raw) for raw in store.state("access/grant/").values()]
-        finally:
-            store.close()
         return {grant["id"]: grant for grant in found}
+
+    def queued(self) -> list[dict[str, Any]]:
+        """Return the events that wait in the spool."""
+        with closing(self._open_store()) as store:
+            messages = store.peek(1000, 1 << 24)
+        return [msgspec.json.decode(message.body)["data"] for message in messages]
+
+    def _open_store(self) -> SpoolStore:
+        return SpoolStore(self.state / "spool.db", max_bytes=1 << 62)
+
+    async def command(self, *argv: str) -> tuple[int | None, str]:
+        """Run `byoc-agents access` next to the broker; return its exit code and its output."""
+        env = {"PATH": os.environ["PATH"], "BYOC_STATE_DIR": str(self.directory / "state")}
+        made = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "byoc_agents.app.cli", "access", *argv),
+            env=env,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await made.communicate()
+        return made.returncode, out.decode()
 
 
 def now_ms() -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,13 +15,19 @@ from byoc_agents.access.authority import Authority, create_authority, uri_of_gra
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
 from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount
 from byoc_agents.access.control_facts import CONFLICT, KILL_SWITCH, POLICY_CHANGED
-from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.control_files import (
+    KillSwitch,
+    LocalReading,
+    PolicySource,
+    look_up_switch,
+)
 from byoc_agents.access.documents import ENDPOINTS
 from byoc_agents.access.errors import ServerError, TailnetError
 from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.machine import Grant, State
-from byoc_agents.access.orders import Approve, Order, OrderFolder, Submit
+from byoc_agents.access.orders import Approve, Order, OrderFile, OrderFolder, Submit
 from byoc_agents.access.tailnet import Tailnet
+from byoc_agents.app.files import Version
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import LedgerError, SpoolUnavailableError
@@ -55,6 +62,10 @@ class Harness:
         self.tailnet: Tailnet | None = None
         self.scaler: ScriptedScaler
         self.mounted = ""  # the path of the mounted switch
+        self.responds = threading.Event()  # cleared: the volume of the broker's directory hangs
+        self.responds.set()
+        self.accepts_files = threading.Event()  # cleared: writing a file there hangs
+        self.accepts_files.set()
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
@@ -115,18 +126,38 @@ class Harness:
                 store=GrantStore(_CheckedSpool(spool, self)),  # type: ignore[arg-type]
                 ledger=_CheckedLedger(ledger, self),
                 policy=PolicySource(str(self.policy_file)),
-                kill_switch=KillSwitch(self.kill_file, self.mounted),
+                kill_switch=KillSwitch(self.kill_file, self.mounted, self.start_local),
                 authority=Authority(self.directory / "ca", "svc-1"),
                 admins=list(self.servers.values()),
-                orders=self.orders,
+                orders=_HangingOrders(self),
                 clock=self.clock,
-                disk=disk,
+                disk=_HangingDisk(self),
                 limits=self.limits,
                 contact=None if self.contact_boot_ns is None else self._read_contact,
                 tailnet=self.tailnet,
             )
             self.broker = Broker(parts)
             yield self.broker
+
+    def start_local(self, path: str, max_bytes: int, known: Version | None) -> LocalReading:
+        """Begin to look for the local switch, on a volume that may hang."""
+
+        def look_up(path: Path) -> bytes:
+            self.responds.wait()
+            return look_up_switch(path)
+
+        return LocalReading(path, max_bytes, known, look_up)
+
+    def hang(self) -> None:
+        """Let the volume of the broker's directory hang until `responds` is set."""
+        self.responds.clear()
+        self.accepts_files.clear()
+        self.ledger_error = self.store_error = "hangs"
+
+    def recover(self) -> None:
+        self.ledger_error = self.store_error = ""
+        self.responds.set()
+        self.accepts_files.set()
 
     def _read_contact(self) -> int:
         assert self.contact_boot_ns is not None
@@ -319,6 +350,29 @@ class ScriptedScaler:
         return {name for name, one in self.deployments.items() if self.replicas[one]}
 
 
+class _HangingDisk(QuickDisk):
+    """The files of the broker, on a volume that may hang."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+
+    def place(self, content: bytes, path: Path) -> None:
+        self._harness.accepts_files.wait()
+        super().place(content, path)
+
+
+class _HangingOrders(OrderFolder):
+    """The orders, on a volume that may hang."""
+
+    def __init__(self, harness: Harness) -> None:
+        super().__init__(harness.state, QuickDisk())
+        self._harness = harness
+
+    def read(self) -> Sequence[OrderFile]:
+        self._harness.responds.wait()
+        return super().read()
+
+
 class _CheckedLedger:
     """The ledger; its writes are steps, and fail while the harness says so."""
 
@@ -351,6 +405,8 @@ class _CheckedSpool:
         return getattr(self._spool, name)
 
     async def commit(self, change: WriteBatch) -> None:
+        if self._harness.store_error == "hangs":
+            await asyncio.Event().wait()
         if self._harness.store_error:
             raise SpoolUnavailableError(self._harness.store_error)
         await self._spool.commit(change)

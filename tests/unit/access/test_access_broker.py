@@ -323,6 +323,52 @@ async def test_transparency_opens_without_an_approval_and_records_it(harness: Ha
     assert harness.named()[:2] == ["approved", "opening"]
 
 
+async def test_break_glass_opens_without_an_approval_and_is_stated_and_counted(
+    harness: Harness,
+) -> None:
+    reason = {"kind": "break_glass", "ticket": "CS-1234", "text": ""}
+    request = request_envelope(reason=reason, duration_seconds=1800)
+    assert "rejected: break_glass" in await harness.order(Submit(envelope=request))
+    harness.write_policy(break_glass=True)
+    assert harness.broker.break_glass_openings == 0
+    request = request_envelope(reason=reason, duration_seconds=1800, id=grant_id(2))
+    await harness.order(Submit(envelope=request))
+    grant = harness.grant(grant_id(2))
+    assert (grant.state, grant.approvals) == (State.OPEN, ())
+    assert grant.end_ms - grant.since_ms <= 1_800_000
+    kinds = {fact.fact: fact.detail.get("kind") for fact in harness.facts() if fact.subject}
+    assert kinds["opening"] == "break_glass"
+    assert harness.broker.break_glass_openings == 1
+    await harness.passes(1, 3)
+    assert harness.broker.break_glass_openings == 1
+
+
+async def test_a_usual_opening_states_its_kind_and_is_not_counted(harness: Harness) -> None:
+    await harness.open_grant()
+    (opening,) = [fact for fact in harness.facts() if fact.fact == "opening"]
+    assert opening.detail["kind"] == "incident"
+    assert harness.broker.break_glass_openings == 0
+
+
+async def test_a_disabled_policy_ends_and_opens_nothing_until_it_is_enabled(
+    harness: Harness,
+) -> None:
+    await harness.open_grant()
+    second = request_envelope(id=grant_id(2), engineer={"id": "eng-2", "name": "B"})
+    await harness.order(Submit(envelope=second))
+    harness.write_policy(enabled=False)
+    await harness.order(Approve(id=grant_id(2), by="anna"))
+    assert harness.users == NOBODY
+    assert (await harness.stored()).ended_because == "kill_switch: the policy is disabled"
+    third = await harness.order(Submit(envelope=request_envelope(id=grant_id(3))))
+    assert third == f"{grant_id(3)}: rejected: disabled"
+    await harness.passes(31, 2)
+    assert harness.grant(grant_id(2)).state is State.PENDING
+    harness.write_policy()
+    await harness.order(Approve(id=grant_id(2), by="anna"))
+    assert harness.grant(grant_id(2)).state is State.OPEN
+
+
 # Waiting.
 
 
@@ -602,6 +648,46 @@ async def test_the_kill_switch_closes_within_one_pass(harness: Harness) -> None:
     assert (harness.users, harness.grant().ended_because) == (NOBODY, "kill_switch: kill-switch")
 
 
+async def test_a_volume_that_hangs_ends_access(harness: Harness) -> None:
+    """The kill switch, the orders, the ledger and the store are all on it."""
+    await harness.open_grant()
+    harness.hang()
+    try:
+        async with asyncio.timeout(60):  # a pass that waits for the volume never ends
+            while harness.users != NOBODY:
+                await harness.passes(1)
+        # Either the switch or the store is noticed first.
+        assert harness.grant().ended_because.split(":")[0] in {"kill_switch", "record_failed"}
+        async with asyncio.timeout(60):
+            while not harness.broker.controls_unreadable:
+                await harness.passes(1)
+    finally:
+        harness.recover()
+    async with asyncio.timeout(60):
+        while harness.broker.kill_switch or harness.broker.grants:
+            await harness.passes(31)
+    assert (await harness.stored()).state is State.CLOSED
+    again = await harness.order(Submit(envelope=request_envelope(id=grant_id(2))))
+    assert "pending" in again
+
+
+async def test_a_policy_that_cannot_be_stored_in_time_delays_no_end(harness: Harness) -> None:
+    """The copy is for the evidence: it is tried again, and named by its SHA-256 meanwhile."""
+    await harness.open_grant()
+    harness.accepts_files.clear()
+    harness.write_policy(max_duration="30m")
+    try:
+        async with asyncio.timeout(60):
+            await harness.passes(1, 2)
+    finally:
+        harness.accepts_files.set()
+    assert harness.users == NOBODY
+    copy = harness.state / "policies" / f"{harness.broker.policy_sha256}.yaml"
+    async with asyncio.timeout(60):
+        while not copy.exists():
+            await harness.passes(1)
+
+
 @pytest.mark.parametrize("content", [None, "roles: [", "version: 1\n"])
 async def test_a_policy_that_cannot_be_read_counts_as_the_kill_switch(
     harness: Harness, content: str | None
@@ -814,13 +900,18 @@ async def test_a_user_after_its_end_is_overdue_until_it_is_gone(harness: Harness
     assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
 
 
+@pytest.mark.parametrize("failure", ["unreachable", "no right to drop"])
 @pytest.mark.parametrize("how", ["revoke", "kill switch", "policy", "withdrawal"])
 async def test_an_ordered_end_that_a_server_does_not_confirm_is_overdue(
-    harness: Harness, how: str
+    harness: Harness, how: str, failure: str
 ) -> None:
     """The agreed end is almost an hour away; what counts is the end that was ordered."""
     await harness.open_grant()
-    harness.servers["r1"].reachable = False
+    server = harness.servers["r1"]
+    if failure == "unreachable":
+        server.reachable = False
+    else:
+        server.broken["drop_user"] = "before"
     match how:
         case "revoke":
             await harness.order(Revoke(id=GRANT_ID))
@@ -835,7 +926,9 @@ async def test_an_ordered_end_that_a_server_does_not_confirm_is_overdue(
     assert began <= 1
     await harness.passes(30, 4)
     assert harness.broker.overdue_seconds == began + 120
-    harness.servers["r1"].reachable = True
+    assert harness.users == {"r0": [], "r1": [USER]}
+    server.reachable = True
+    server.broken.clear()
     await harness.passes(31, 2)
     assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
 

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,10 @@ from byoc_agents.access.control_files import (
     SLOW_SECONDS,
     WAIT_SECONDS,
     KillSwitch,
+    LocalReading,
     PolicySource,
     WatchedFile,
+    look_up_switch,
 )
 from byoc_agents.access.errors import PolicyError
 from byoc_agents.app.files import Content, FileContent, Version
@@ -38,6 +43,56 @@ def test_the_local_file_is_on_while_it_exists_in_any_form(local: Path) -> None:
     local.unlink()
     local.mkdir()
     assert switch.find_reason() == "kill-switch"
+
+
+class HungVolume:
+    """Where the local switch is; it responds only while `responds` is set. A clock of its own."""
+
+    def __init__(self, local: Path) -> None:
+        self.responds = threading.Event()
+        self.responds.set()
+        self.now = 1000.0
+        self.switch = KillSwitch(local, "", self.start, lambda: self.now)
+
+    def start(self, path: str, max_bytes: int, known: Version | None) -> LocalReading:
+        def look_up(path: Path) -> bytes:
+            self.responds.wait()
+            return look_up_switch(path)
+
+        return LocalReading(path, max_bytes, known, look_up)
+
+
+@pytest.fixture
+def hung(local: Path) -> Iterator[HungVolume]:
+    volume = HungVolume(local)
+    yield volume
+    volume.responds.set()
+
+
+def test_a_volume_that_hangs_counts_as_on_after_two_seconds_and_blocks_once(
+    local: Path, hung: HungVolume
+) -> None:
+    assert hung.switch.find_reason() == ""
+    hung.responds.clear()
+    assert hung.switch.find_reason() == ""  # for so long, a busy machine is as likely
+    hung.now += SLOW_SECONDS - 0.1
+    assert hung.switch.find_reason() == ""
+    hung.now += 0.1
+    began = time.monotonic()
+    for _ in range(1000):
+        assert hung.switch.find_reason() == "kill-switch cannot be read"
+    assert time.monotonic() - began < 1000 * WAIT_SECONDS / 2
+    local.touch()
+    hung.responds.set()
+    deadline = time.monotonic() + 30
+    while hung.switch.find_reason() == "kill-switch cannot be read":  # its thread must run first
+        assert time.monotonic() < deadline
+    assert hung.switch.find_reason() == "kill-switch"
+
+
+def test_a_volume_that_hangs_from_the_start_counts_as_on(hung: HungVolume) -> None:
+    hung.responds.clear()
+    assert hung.switch.find_reason() == "kill-switch cannot be read"
 
 
 def test_a_folder_that_is_gone_or_is_not_a_folder_counts_as_on(tmp_path: Path) -> None:

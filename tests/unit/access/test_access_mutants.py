@@ -66,6 +66,18 @@ MUTANTS = {
         "",
         "test_access_policy.py::test_a_role_with_its_own_number_of_approvals_always_needs_them",
     ),
+    "a missing user is restored without a line": Mutant(
+        "broker.py",
+        'await self._record(grant, {"replica": admin.name}, fact="restored")',
+        "await asyncio.sleep(0)",
+        "test_access_broker.py::test_a_user_that_somebody_drops_is_restored_after_its_line",
+    ),
+    "the kill switch is off before its line": Mutant(
+        "broker.py",
+        '        return NOT_RECORDED if refused else ""\n',
+        '        return ""\n',
+        "test_access_control_facts.py::test_the_switch_is_off_only_after_its_line",
+    ),
     "a used id can be used again": Mutant(
         "broker.py",
         "        if known is not None:\n",

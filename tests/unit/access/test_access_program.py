@@ -70,6 +70,29 @@ async def test_a_polled_request_from_approval_to_closing(program: Program) -> No
     ]
 
 
+async def test_a_grant_whose_event_is_not_delivered_is_open_and_has_its_certificate(
+    program: Program,
+) -> None:
+    program.plane.stores_events = False
+    async with program.running():
+        program.plane.envelopes.append(program.request())
+        await until(program.stored, program.process)
+        await program.order(Approve(id=GRANT_ID, by="anna"), "approve")
+        await until(lambda: program.stored()[GRANT_ID]["state"] == "open", program.process)
+        assert program.users == BOTH
+        await until(program.errors, program.process)
+        assert program.plane.events == []
+        waiting = {event["state"]: event["certificate"] for event in program.queued()}
+        code, printed = await program.command("show", GRANT_ID, "--certificate")
+        assert code == 0
+        assert printed.startswith("-----BEGIN CERTIFICATE-----")
+        assert waiting == {"pending": "", "approved": "", "opening": "", "open": printed}
+        assert program.users == BOTH
+        program.plane.stores_events = True
+        await until(lambda: "open" in program.plane.states(), program.process)
+        assert [e["certificate"] for e in program.plane.events if e["certificate"]] == [printed]
+
+
 async def test_the_poll_carries_the_token_and_asks_for_changes_only(program: Program) -> None:
     async with program.running():
         await until(lambda: len(program.plane.polls) >= 2, program.process)

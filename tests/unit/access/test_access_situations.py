@@ -28,7 +28,11 @@ the vendor withdraws                       broker    the_vendor_can_end_it
 a stranger withdraws                       broker    a_stranger_cannot_end_it
 the policy refuses                         broker    the_policy_refuses_and_the_vendor_gets_the_rule_only
 the CSR cannot be signed                   broker    a_csr_that_cannot_be_signed_is_refused_at_once
-the event `open` is not delivered          broker    the_certificate_is_in_the_event_while_it_is_open
+the event `open` is not delivered          program   a_grant_whose_event_is_not_delivered_is_open_and_has_its_certificate
+a request of kind `break_glass`            broker    break_glass_opens_without_an_approval_and_is_stated_and_counted
+the same, longer than 30 minutes           policy    break_glass_is_at_most_thirty_minutes_and_needs_no_approval
+the same, and the policy forbids it        policy    the_rule_that_refuses_a_request_is_named
+the policy has `enabled: false`            broker    a_disabled_policy_ends_and_opens_nothing_until_it_is_enabled
 the policy cannot be read                  broker    a_policy_that_cannot_be_read_counts_as_the_kill_switch
 the policy has a mistake at the start      program   check_config_finds_a_mistake_in_the_policy_and_the_broker_stays_up
 the policy is tightened                    broker    a_tightened_policy_closes
@@ -87,10 +91,12 @@ the network path does not close            tailnet   an_end_does_not_wait_for_th
 two brokers with one directory             broker    a_second_broker_in_the_same_directory_does_not_start
 two brokers with two directories           broker    a_second_broker_with_another_directory_drops_the_users_of_the_first
 the kill switch, by its file               program   the_kill_switch_ends_access_within_seconds
+the volume of the switch hangs             broker    a_volume_that_hangs_ends_access
 the kill switch is set off                 control_facts the_switch_is_off_only_after_its_line
 the kill switch is set on, ledger fails    control_facts an_end_by_the_switch_waits_for_no_line
 the kill switch flaps                      control_facts a_switch_that_flaps_does_not_fill_the_ledger
 the policy is loosened, ledger fails       control_facts a_policy_opens_nothing_before_its_line
+the copy of a policy cannot be written     broker    a_policy_that_cannot_be_stored_in_time_delays_no_end
 the policy flaps                           control_facts a_policy_that_flaps_does_not_fill_the_ledger
 the kill switch, mounted and missing       program   a_mounted_kill_switch_that_is_missing_counts_as_on
 """  # noqa: E501  one line per situation
