@@ -122,6 +122,7 @@ constraints: ## pin the dependencies again; UPGRADE=--upgrade takes newer versio
 	$(COMPILE) constraints/images.in -c constraints/dev.txt -o constraints/images.txt; \
 	$(COMPILE) constraints/control-plane.in -c constraints/dev.txt -o constraints/control-plane.txt; \
 	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt; \
+	$(COMPILE) constraints/real-25.8.in -c constraints/dev.txt -o constraints/real-25.8.txt; \
 	$(COMPILE) constraints/docs.in -c constraints/dev.txt -o constraints/docs.txt
 
 clean: ## remove everything that make made: .venv, build, caches

@@ -23,6 +23,7 @@ AGE_NAMES = (
     *("below 15 minutes", "15 minutes to 1 hour", "1 to 6 hours", "6 to 24 hours"),
     *("more than a day", "never"),
 )
+OLD_AGES = frozenset({4, 5})  # of AGE_NAMES: they need a person
 STREAM_NAMES = {"state": "state messages", "alerts": "alerts and heartbeats"}
 # In addition to the style of the reports: what only this page has.
 STYLE = """
@@ -32,7 +33,7 @@ main, header, nav, footer { max-width: 1440px; }
   gap: 0 20px; align-items: start; }
 th, th.n { white-space: normal; vertical-align: bottom; } td.name { min-width: 80px; }
 td.reasons { min-width: 150px; } td.reasons .badge { display: inline-block; margin: 0 4px 2px 0; }
-meter { width: 100%; min-width: 90px; }
+meter { width: 100%; min-width: 90px; } .cards > .scroll { margin-bottom: 0; }
 """
 
 
@@ -226,6 +227,8 @@ def _problems(fleet: Fleet) -> list[str]:
         found.append(f"{format_plural(silent, 'daemon')} silent")
     if unhealthy := counts["replicas"] - counts["healthy"]:
         found.append(f"{format_plural(unhealthy, 'replica')} not healthy")
+    if old := sum(row["replicas"] for row in fleet.ages if row["class"] in OLD_AGES):
+        found.append(f"{format_plural(old, 'replica')} without usage of the last day")
     if letters := int(counts["dead_letters"]):
         found.append(f"{format_plural(letters, 'dead letter')} in the forwarders' spools")
     if missing := sum(row["missing"] for row in fleet.gaps):
@@ -383,7 +386,8 @@ def _state(row: Mapping[str, Any]) -> str:
     if "state-exporter" in row["silent_daemons"]:
         found.append(_badge(f"last: {state}", "open"))
     else:
-        found.append(_badge(state, "ok" if row["healthy"] else "failed"))
+        shown = (state, "ok") if row["healthy"] else (f"{state}, not healthy", "failed")
+        found.append(_badge(*shown))
     return "".join([*found, *(_badge(reason, "open") for reason in row["reasons"])])
 
 
@@ -406,19 +410,25 @@ def _versions(fleet: Fleet) -> str:
 
 def _ages(fleet: Fleet) -> str:
     note = (
-        "How long ago the newest loaded usage of a replica ends. It is the age of the backlog of a"
-        " scraper, plus the time until its objects are loaded."
+        "How long ago the newest loaded usage of a replica ends, by this side's clock. It grows"
+        " with a scraper's backlog, but also if the scraper or the replica has stopped, or if"
+        " nothing is compacted or loaded here."
     )
     total = sum(row["replicas"] for row in fleet.ages)
     counts = {row["class"]: row["replicas"] for row in fleet.ages}
     rows = [
         _cell(title, "whole")
         + _numbers(_count(counts.get(number, 0)))
-        + f'<td class="wide"><meter max="{int(total)}" value="{int(counts.get(number, 0))}">'
-        "</meter></td>"
+        + f'<td class="wide">{_meter(counts.get(number, 0), total, bad=number in OLD_AGES)}</td>'
         for number, title in enumerate(AGE_NAMES)
     ]
     return _section("age", SECTIONS["age"], note, _table(("age", "#replicas", "share"), rows))
+
+
+def _meter(value: float, total: float, *, bad: bool) -> str:
+    """Return a bar. A bad one is best at 0, which browsers show in another color."""
+    best = ' low="0" high="0" optimum="0"' if bad else ""
+    return f'<meter max="{int(total)}" value="{int(value)}"{best}></meter>'
 
 
 def _completeness(fleet: Fleet) -> str:

@@ -7,7 +7,7 @@ Bucket and queue have the policies of `byoc-agents policy bucket-policy --tenant
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from byoc_agents.app.command_line import CommandParser
@@ -139,18 +139,23 @@ def make_template(asked: argparse.Namespace) -> tuple[Template, list[Description
         "queue": aws.queue_policy(facts, options).document,
     }
     dead = facts.queue_arn.replace(".fifo", "-dead-letters.fifo")
+    allowed = _permissions(facts, prefix)
     resources = [
         *_bucket(asked.bucket, documents["bucket"]),
         *_queues(asked.queue, documents["queue"]),
-        *_permissions(facts, prefix),
+        *_policies(allowed),
     ]
-    if asked.oidc_provider:
-        resources += _roles(facts, asked)
+    trust = _trust(facts, asked) if asked.oidc_provider else None
+    if trust:
+        resources += _roles(trust)
     template = Template(
         "byoc-control-plane: the vendor's bucket, queues and permissions", resources
     )
     expected = [*_describe_bucket(asked.bucket, documents["bucket"])]
     expected += _describe_queues(asked.queue, documents["queue"], facts.queue_arn, dead)
+    expected += _describe_policies(
+        f"arn:{partition(asked.region)}:iam::{asked.owner}", allowed, trust
+    )
     return template, expected
 
 
@@ -293,8 +298,8 @@ def _queue(logical: str, name: str, own: dict[str, Any], terraform_own: dict[str
     )
 
 
-def _permissions(facts: Facts, prefix: str) -> list[Resource]:
-    """Return what the consumer and the compactor need, as their modules state it."""
+def _permissions(facts: Facts, prefix: str) -> dict[str, Any]:
+    """Return what the consumer and the compactor need, as their modules state it: documents."""
     assert facts.objects is not None  # noqa: S101  made above
     bucket = f"arn:{partition(facts.region)}:s3:::{facts.objects.bucket}"
     consume = {"Action": ["sqs:ReceiveMessage", "sqs:DeleteMessage"], "Resource": facts.queue_arn}
@@ -307,26 +312,31 @@ def _permissions(facts: Facts, prefix: str) -> list[Resource]:
         "Consumer": [consume],
         "Compactor": [listing, compact],
     }
-    found = []
-    for part, allowed in statements.items():
-        name = f"{NAME}-{part.lower()}"
-        document = {
-            "Version": aws.VERSION,
-            "Statement": [{"Effect": "Allow", **one} for one in allowed],
-        }
-        found.append(
-            Resource(
-                f"{part}Policy",
-                "AWS::IAM::ManagedPolicy",
-                {"ManagedPolicyName": name, "PolicyDocument": document},
-                {"aws_iam_policy": {"name": name, "policy": Json(document)}},
-            )
+    return {
+        part: {"Version": aws.VERSION, "Statement": [{"Effect": "Allow", **one} for one in allowed]}
+        for part, allowed in statements.items()
+    }
+
+
+def _policies(documents: Mapping[str, Any]) -> list[Resource]:
+    return [
+        Resource(
+            f"{part}Policy",
+            "AWS::IAM::ManagedPolicy",
+            {"ManagedPolicyName": _name(part), "PolicyDocument": document},
+            {"aws_iam_policy": {"name": _name(part), "policy": Json(document)}},
         )
-    return found
+        for part, document in documents.items()
+    ]
 
 
-def _roles(facts: Facts, asked: argparse.Namespace) -> list[Resource]:
-    """Return a role for the consumer and one for the compactor, for pods of the same cluster."""
+def _name(part: str) -> str:
+    """Return the name of a part's policy, and of its role."""
+    return f"{NAME}-{part.lower()}"
+
+
+def _trust(facts: Facts, asked: argparse.Namespace) -> Any:
+    """Return the trust policy of both roles: pods of the vendor's cluster."""
     options = Options(
         trust="irsa",
         oidc_provider=asked.oidc_provider.removeprefix("https://"),
@@ -334,20 +344,24 @@ def _roles(facts: Facts, asked: argparse.Namespace) -> list[Resource]:
         audience=AUDIENCE,
         role=f"arn:{partition(facts.region)}:iam::{asked.owner}:role/{NAME}",
     )
-    trust = aws.iam_policy(facts, options).document
+    return aws.iam_policy(facts, options).document
+
+
+def _roles(trust: Any) -> list[Resource]:
+    """Return a role for the consumer and one for the compactor, for pods of the same cluster."""
     return [
         Resource(
             f"{part}Role",
             "AWS::IAM::Role",
             {
-                "RoleName": f"{NAME}-{part.lower()}",
+                "RoleName": _name(part),
                 "AssumeRolePolicyDocument": trust,
                 "MaxSessionDuration": SESSION_SECONDS,
                 "ManagedPolicyArns": [Reference(f"{part}Policy")],
             },
             {
                 "aws_iam_role": {
-                    "name": f"{NAME}-{part.lower()}",
+                    "name": _name(part),
                     "assume_role_policy": Json(trust),
                     "max_session_duration": SESSION_SECONDS,
                 },
@@ -420,3 +434,44 @@ def _describe_queues(name: str, policy: Any, arn: str, dead: str) -> list[Descri
             lambda response: response["Attributes"],
         ),
     ]  # fmt: skip
+
+
+def _describe_policies(account: str, documents: Mapping[str, Any], trust: Any) -> list[Description]:
+    """Describe the managed policies, and with `trust` the roles: nothing else may be attached."""
+    found = []
+    for part, document in documents.items():
+        name, suffix = _name(part), f"-{part.lower()}.json"
+        arn = f"{account}:policy/{name}"
+        newest = f"aws iam get-policy --policy-arn {arn} --query Policy.DefaultVersionId"
+        version = f"$({newest} --output text)"
+        command = f"aws iam get-policy-version --policy-arn {arn} --version-id {version}"
+        policy = (f"get-policy-version{suffix}", command)
+        found += [
+            Description(*policy, {"IsDefaultVersion": True}, lambda given: given["PolicyVersion"]),
+            Description(
+                *policy, document, lambda given: given["PolicyVersion"]["Document"], policy=True
+            ),
+        ]
+        if trust:
+            role = (f"get-role{suffix}", f"aws iam get-role --role-name {name}")
+            attached = [{"PolicyName": name, "PolicyArn": arn}]
+            found += [
+                Description(
+                    *role, {"MaxSessionDuration": SESSION_SECONDS}, lambda given: given["Role"]
+                ),
+                Description(
+                    *role, trust, lambda given: given["Role"]["AssumeRolePolicyDocument"],
+                    policy=True,
+                ),
+                Description(
+                    f"list-attached-role-policies{suffix}",
+                    f"aws iam list-attached-role-policies --role-name {name}",
+                    {"AttachedPolicies": attached}, lambda given: given,
+                ),
+                Description(
+                    f"list-role-policies{suffix}",
+                    f"aws iam list-role-policies --role-name {name}",
+                    {"PolicyNames": []}, lambda given: given,
+                ),
+            ]  # fmt: skip
+    return found

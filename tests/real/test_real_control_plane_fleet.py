@@ -393,10 +393,12 @@ def test_the_pictures_of_the_documentation_can_be_made_again(tmp_path: Path) -> 
     """The command that wrote them, with fewer replicas: two schemes, two different pictures."""
     assert pictures.main(["--replicas", "20", "--directory", str(tmp_path)]) == 0
     for directory in (tmp_path, pictures.PLACE):
-        found = {path.name: path.read_bytes() for path in directory.glob("*.png")}
-        assert sorted(found) == ["fleet-dark.png", "fleet-light.png"]
+        found = {path.name: path.read_bytes() for path in directory.iterdir()}
+        assert sorted(found) == ["fleet-dark.webp", "fleet-light.webp"]
         assert len(set(found.values())) == 2
         for body in found.values():
-            assert body.startswith(b"\x89PNG")
-            assert int.from_bytes(body[16:20]) == pictures.WIDTH
+            assert (body[:4], body[8:16]) == (b"RIFF", b"WEBPVP8X")
+            width, height = (int.from_bytes(body[at : at + 3], "little") + 1 for at in (24, 27))
+            assert width == pictures.WIDTH
+            assert height > 2 * pictures.HEIGHT  # the whole page, not its first window
             assert 20_000 < len(body) <= pictures.MAX_BYTES

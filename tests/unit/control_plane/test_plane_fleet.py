@@ -271,6 +271,7 @@ def test_the_verdict_names_each_problem() -> None:
             counts=[counts],
             rejected=[{"rejected": 2}],
             gaps=hostile(missing=5),
+            ages=[{"class": number, "replicas": number} for number in range(6)],
             progress=[
                 {"stream": "state", "at_ms": START_MS - 61_000, "steady_ms": 0},
                 {"stream": "alerts", "at_ms": START_MS, "steady_ms": START_MS - 1000},
@@ -278,7 +279,8 @@ def test_the_verdict_names_each_problem() -> None:
         )
     )
     for problem in (
-        "✗ 6 problems",
+        "✗ 7 problems",
+        "9 replicas without usage of the last day",
         "state messages: nothing received for 61 s; silence is not judged meanwhile",
         "1 daemon silent",
         "2 replicas not healthy",
@@ -288,7 +290,21 @@ def test_the_verdict_names_each_problem() -> None:
     ):
         assert problem in text
     assert '<span class="badge failed">stopped</span>' in text
+    good, bad = (
+        '<meter max="15" value="3">',
+        '<meter max="15" value="4" low="0" high="0" optimum="0">',
+    )
+    assert good in text
+    assert bad in text
     assert '<span class="badge open">behind</span>' in text
+
+
+@pytest.mark.parametrize(("healthy", "badge"), [(1, "ok"), (0, "failed")])
+def test_a_replica_that_runs_and_is_not_healthy_says_both(healthy: int, badge: str) -> None:
+    replica = hostile(silent_daemons=[], reasons=[], state="running", healthy=healthy)
+    text = render_fleet(fleet(replicas=replica))
+    shown = "running" if healthy else "running, not healthy"
+    assert f'<span class="badge {badge}">{shown}</span>' in text
 
 
 def test_a_table_that_is_cut_says_so() -> None:

@@ -66,6 +66,23 @@ def without_metadata(response: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in response.items() if key != "ResponseMetadata"}
 
 
+def identity_responses() -> dict[str, Any]:
+    """Return what IAM says of the managed policies and of the roles."""
+    iam = client("iam")
+    found: dict[str, Any] = {}
+    for part in ("consumer", "compactor"):
+        name = f"byoc-control-plane-{part}"
+        arn = f"arn:aws:iam::{OWNER}:policy/{name}"
+        version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+        found |= {
+            f"get-policy-version-{part}": iam.get_policy_version(PolicyArn=arn, VersionId=version),
+            f"get-role-{part}": iam.get_role(RoleName=name),
+            f"list-attached-role-policies-{part}": iam.list_attached_role_policies(RoleName=name),
+            f"list-role-policies-{part}": iam.list_role_policies(RoleName=name),
+        }
+    return found
+
+
 def write_responses(directory: Path) -> None:
     """Write what the commands of the AWS command line print."""
     s3, sqs = client("s3"), client("sqs")
@@ -88,8 +105,9 @@ def write_responses(directory: Path) -> None:
         responses[f"get-queue-attributes{file}"] = sqs.get_queue_attributes(
             QueueUrl=url, AttributeNames=["All"]
         )
+    responses |= identity_responses()
     for name, response in responses.items():
-        text = json.dumps(without_metadata(response))
+        text = json.dumps(without_metadata(response), default=str)
         (directory / f"{name}.json").write_text(text)
 
 
@@ -121,6 +139,10 @@ def account(template: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
         s3.put_bucket_lifecycle_configuration(
             Bucket=BUCKET, LifecycleConfiguration={"Rules": [rule]}
         )
+        for part in ("consumer", "compactor"):  # moto attaches none of a template
+            name = f"byoc-control-plane-{part}"
+            arn = f"arn:aws:iam::{OWNER}:policy/{name}"
+            client("iam").attach_role_policy(RoleName=name, PolicyArn=arn)
         write_responses(tmp_path)
         yield tmp_path
 
@@ -288,6 +310,103 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "MessageRetentionPeriod: is 60: expected 1209600",
     ),
 }
+
+
+def _managed(response: dict[str, Any]) -> Any:
+    return response["PolicyVersion"]["Document"]["Statement"]
+
+
+def _trusted(response: dict[str, Any]) -> Any:
+    return response["Role"]["AssumeRolePolicyDocument"]["Statement"][0]
+
+
+EXTRA = {"PolicyName": "AdministratorAccess", "PolicyArn": "arn:aws:iam::aws:policy/Admin"}
+CHANGES |= {
+    "a-wider-action": (
+        "get-policy-version-consumer",
+        lambda one: _managed(one)[0].update(Action="sqs:*"),
+        "Action: allows more than the table",
+    ),
+    "a-wider-resource": (
+        "get-policy-version-compactor",
+        lambda one: _managed(one)[1].update(Resource="arn:aws:s3:::vendor-usage/*"),
+        "Resource: allows more than the table",
+    ),
+    "a-narrower-action": (
+        "get-policy-version-compactor",
+        lambda one: _managed(one)[1].update(Action=["s3:GetObject", "s3:PutObject"]),
+        "Action: allows less than Statement[1]: Action [s3:getobject, s3:putobject]",
+    ),
+    "a-missing-statement": (
+        "get-policy-version-compactor",
+        lambda one: _managed(one).pop(0),
+        "expected Resource arn:aws:s3:::vendor-usage\n",
+    ),
+    "one-more-statement": (
+        "get-policy-version-consumer",
+        lambda one: _managed(one).append({"Effect": "Allow", "Action": "*", "Resource": "*"}),
+        "allows more than the table",
+    ),
+    "an-old-version": (
+        "get-policy-version-consumer",
+        lambda one: one["PolicyVersion"].update(IsDefaultVersion=False),
+        "IsDefaultVersion: is False: expected True",
+    ),
+    "another-subject": (
+        "get-role-consumer",
+        lambda one: _trusted(one)["Condition"]["StringEquals"].pop(f"{ISSUER}:sub"),
+        "allows more than the table",
+    ),
+    "a-longer-session": (
+        "get-role-compactor",
+        lambda one: one["Role"].update(MaxSessionDuration=43200),
+        "MaxSessionDuration: is 43200: expected 3600",
+    ),
+    "another-policy-attached": (
+        "list-attached-role-policies-consumer",
+        lambda one: one["AttachedPolicies"].append(EXTRA),
+        "AdministratorAccess",
+    ),
+    "a-policy-detached": (
+        "list-attached-role-policies-compactor",
+        lambda one: one["AttachedPolicies"].clear(),
+        "is []: expected",
+    ),
+    "an-inline-policy": (
+        "list-role-policies-compactor",
+        lambda one: one["PolicyNames"].append("more"),
+        "PolicyNames: is ['more']: expected []",
+    ),
+}
+
+
+def test_another_order_of_statements_actions_and_policies_is_no_difference(
+    account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = account / "get-policy-version-compactor.json"
+    response = json.loads(file.read_text())
+    _managed(response).reverse()
+    for statement in _managed(response):
+        if isinstance(statement["Action"], list):
+            statement["Action"].reverse()
+        else:
+            statement["Action"] = [statement["Action"]]
+    file.write_text(json.dumps(response))
+    assert stack("--check", str(account)) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_without_roles_only_the_policies_are_compared(
+    account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (*account.glob("get-role-*"), *account.glob("list-*")):
+        file.unlink()
+    assert stack("--check", str(account)) == 2
+    assert (
+        "get-role-consumer.json is missing: expected `aws iam get-role" in capsys.readouterr().err
+    )
+    at = ARGUMENTS.index("--oidc-provider")
+    assert cli.main(["stack", *ARGUMENTS[:at], "--check", str(account)]) == 0
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -1,6 +1,9 @@
 -- Reads objects as they lie. Say the structure: left to guess, ClickHouse takes the figures for
 -- Float64. The ending tells the compression. May be run again over the same objects.
--- The key's org, service, date and hour are columns too: WHERE date >= '2026-11-01' reads no others.
+-- To read some days only, name them in the path: v1/**/date=2026-11-{01..30}/**/*.jsonl.{zst,gz}.
+-- Without use_hive_partitioning = 0, ClickHouse takes org, service, date and hour of the key for columns: 25.8
+-- then refuses the statement, because the structure has none of them (code 36), and every version refuses
+-- a key with two values of one name (code 117).
 INSERT INTO byoc_usage
 SELECT
     source,
@@ -88,4 +91,4 @@ WHERE type = 'byoc.billing.usage.v1'
     AND has(
         ['', data.organization_id],
         extract(_path, '(?:^|/)v1/(?:account=[0-9]{12}/)?org=([^/]+)/'))
-SETTINGS date_time_input_format = 'best_effort';
+SETTINGS date_time_input_format = 'best_effort', use_hive_partitioning = 0;

@@ -1,10 +1,16 @@
--- Loads each new object by itself. The queue remembers which objects it has read in Keeper; keep its
--- limit above the number of objects below the path, else it reads old ones again (which the table
--- forgives). A replica makes 96 objects per day at the default pace, so 100 replicas reach the limit
--- after 104 days: delete objects before (a lifecycle rule), or let the control plane compact them
--- and read only its archives, with the path v1/archive/**/*.jsonl.zst (docs/control-plane.md).
--- Not 'ordered': the keys of several pods do not arrive in their order.
-CREATE TABLE byoc_usage_queue
+-- Loads each new object of one month by itself: one queue per month, so that Keeper never has more than its
+-- limit of objects to remember, and no object is read again. Replace YEAR and MONTH too (2026 and 11), create
+-- the next month's queue before it begins, and drop a queue when the last objects of its month have arrived.
+-- Limits:
+-- - 1,000,000 objects per month: 336 replicas at 96 objects per day and 31 days. Beyond it the oldest objects are
+--   read again (which the table forgives), without an end: let the control plane compact them, and use
+--   s3queue_archives.sql (docs/control-plane.md).
+-- - Each poll lists everything below v1/, and asks for this month's objects only.
+-- - A queue that is dropped and created again reads its month once more.
+-- Not 'ordered': it skips an object whose key sorts before one that was read, and the keys of several pods do
+-- not arrive in their order. Without a TTL, because after it an object would be read again. Objects are kept:
+-- `verify` reads them.
+CREATE TABLE byoc_usage_queue_YEAR_MONTH
 (
     specversion String,
     id String,
@@ -49,14 +55,16 @@ CREATE TABLE byoc_usage_queue
         machine_cpus Nullable(Int64),
         counter_milliseconds Nullable(Int64))
 )
-ENGINE = S3Queue('https://BUCKET.s3.REGION.amazonaws.com/v1/**/*.jsonl.zst', 'JSONEachRow')
+ENGINE = S3Queue(
+    'https://BUCKET.s3.REGION.amazonaws.com/v1/**/date=YEAR-MONTH-*/**/*.jsonl.zst', 'JSONEachRow')
 SETTINGS
     mode = 'unordered',
     after_processing = 'keep',
     tracked_files_limit = 1000000,
+    tracked_file_ttl_sec = 0,
     date_time_input_format = 'best_effort';
 
-CREATE MATERIALIZED VIEW byoc_usage_queue_view TO byoc_usage AS
+CREATE MATERIALIZED VIEW byoc_usage_queue_YEAR_MONTH_view TO byoc_usage AS
 SELECT
     source,
     id,
@@ -93,7 +101,7 @@ SELECT
     data.machine_cpus AS machine_cpus,
     data.counter_milliseconds AS counter_milliseconds,
     _path AS object
-FROM byoc_usage_queue
+FROM byoc_usage_queue_YEAR_MONTH
 WHERE type = 'byoc.billing.usage.v1'
     -- A customer may write below its own folder only. So no record there is of another one.
     AND has(
