@@ -1,4 +1,7 @@
-"""Three small asyncio daemons for a ClickHouse server. They only dial out.
+"""Three small asyncio daemons for a ClickHouse server. They connect out.
+
+They listen for metrics, and alert-forwarder for Alertmanager. The optional broker of
+`byoc_agents.access` listens for metrics only.
 
     source --record--> batcher --batch--> spool (disk, fsync) --oldest first--> shipper --> sink
                                                                                   |          |

@@ -94,7 +94,7 @@ def values(mode: str = "relay", login_server: str = f"http://{CONTROL}:443") -> 
         "nginx": given["tailnet"]["nginx"] | {"address": PROXY_SERVICE, "resolver": CLUSTER_DNS},
         "dns": [f"{NODE_DNS}/32"],
         "kubernetes": {
-            "enabled": True, "serverName": API, "address": f"{SERVERS}:9441",
+            "enabled": True, "serverName": API, "address": f"{SERVERS}:8444",
             "cidrs": [f"{SERVERS}/32"],
         },
         "clickhouse": {"enabled": True, "replicas": {REPLICA: SERVERS}},

@@ -24,6 +24,7 @@ import yaml
 
 from lab.real.chart import render
 from lab.real.chart.render import Manifest
+from lab.real.parts import helm
 from lab.real.parts.install import ROOT
 from lab.tailnet import certificates, environment, policies
 from lab.tailnet.environment import (
@@ -88,6 +89,7 @@ DIRECT_ONLY = {"DERPLatency", "MappingVariesByDestIP"}  # they need UDP
 NO_TIME = "0001-01-01T00:00:00Z"
 POD_NAME = "byoc-agents-tailnet-clickhouse"
 PAGE = ROOT / "docs" / "access-network.md"
+KUBECTL_VERSION = ("version", "--client", "--output=json")
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +544,10 @@ def test_the_api_server_is_reached_by_its_name_with_its_own_tls(
 ) -> None:
     address = lab.start_pod("kubernetes", charts())
     try:
-        assert lab.ask(address, 6443, name=API)["answer"] == ANSWER
+        text = f"GET /readyz HTTP/1.1\r\nHost: {API}\r\n\r\n"
+        answer = lab.ask(address, 6443, name=API, send=text)["answer"]
+        assert answer.startswith("HTTP/1.1 200")
+        assert URI in answer
         assert "error" in lab.ask(address, 6443)
         assert lab.dial(address, 9441) != "open"
     finally:
@@ -613,6 +618,102 @@ def test_other_parts_of_prometheus_are_not_served(
 
 def test_metrics_are_not_served_by_another_name(lab: Environment, metrics: str) -> None:
     assert "UNRECOGNIZED_NAME" in lab.ask(metrics, 9443, name="x.svc-1.byoc")["error"]
+
+
+# --- the commands of docs/access-network.md ---
+
+
+def commands(*program: str) -> list[str]:
+    """Return the page's blocks of commands of a program."""
+    section = PAGE.read_text().partition("## How an engineer connects\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    return [block for block in blocks if block.startswith(program)]
+
+
+def run_as_written(
+    lab: Environment, script: str, address: str, **instead: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a block on the engineer's machine, with the address and the user that it leaves open.
+
+    `instead` replaces other words of it.
+    """
+    folder = lab.directory / "engineer"
+    folder.mkdir(exist_ok=True)
+    for name, source in (
+        ("certificate.pem", "good.pem"),
+        ("engineer.key", "good.pem"),
+        ("server-ca.crt", "server-ca.crt"),
+    ):
+        (folder / name).write_bytes((lab.directory / source).read_bytes())
+    assert "ENDPOINT" in script
+    for word, value in {"ENDPOINT": address, "USER": "byoc_grant_1", **instead}.items():
+        script = script.replace(word, value)
+    kubectl = helm.kubectl().parent
+    head = f"cd {folder}; export KUBECONFIG={folder}/config PATH={kubectl}:$PATH; set -e\n"
+    return lab.call("engineer", "sh", "-c", head + script)
+
+
+def test_the_command_for_clickhouse_works_as_written(lab: Environment, relayed: str) -> None:
+    """With another name, and without one, nginx closes the connection: curl exits with 35."""
+    (script,) = commands("curl --connect-to r0")
+    done = run_as_written(lab, script, relayed)
+    assert (done.returncode, done.stdout) == (0, f"{URI} SELECT 1\n"), done.stderr
+    assert lab.proxy_log()[-1]["server_name"] == environment.REPLICA
+    wrong = {"r0.ch.svc-1.byoc": "r1.ch.svc-1.byoc"}
+    assert run_as_written(lab, script, relayed, **wrong).returncode == 35
+    assert lab.proxy_log()[-1]["to"] in {"", "-"}
+    without = {"r0.ch.svc-1.byoc": relayed}
+    assert run_as_written(lab, script, relayed, **without).returncode == 35
+    assert lab.proxy_log()[-1]["server_name"] in {"", "-"}
+
+
+def test_the_command_for_metrics_works_as_written(lab: Environment, metrics: str) -> None:
+    (script,) = commands("curl --connect-to metrics")
+    done = run_as_written(lab, script, metrics)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == "/api/v1/query?query=up"
+    wrong = {"metrics.svc-1.byoc": "r0.ch.svc-1.byoc"}
+    assert run_as_written(lab, script, metrics, **wrong).returncode == 35
+
+
+def test_the_commands_for_the_api_server_work_as_written(
+    lab: Environment, charts: Callable[..., list[Manifest]]
+) -> None:
+    """The kubeconfig has a login and the cluster's authority before, as that of EKS has."""
+    (script,) = commands("kubectl")
+    before = (
+        "kubectl config set-cluster mine --server=https://unused:443"
+        " --certificate-authority=server-ca.crt\n"
+        "kubectl config set-credentials me --client-certificate=certificate.pem"
+        " --client-key=engineer.key\n"
+        "kubectl config set-context it --cluster=mine --user=me\n"
+        "kubectl config use-context it\n"
+    )
+    address = lab.start_pod("kubernetes", charts())
+    try:
+        done = run_as_written(lab, before + script, address, CLUSTER="mine")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith(f"{URI} \n")
+        for wrong in ("--tls-server-name=other.svc-1.byoc", ""):
+            changed = script.replace(f"--tls-server-name={API}", wrong)
+            done = run_as_written(lab, before + changed, address, CLUSTER="mine")
+            assert done.returncode != 0, done.stdout
+            assert lab.proxy_log()[-1]["to"] in {"", "-"}
+    finally:
+        lab.stop_pod()
+
+
+def test_the_page_names_the_tested_versions_and_the_command_that_was_not_run(
+    lab: Environment,
+) -> None:
+    page = " ".join(PAGE.read_text().split())
+    version = lab.output("engineer", "curl", "--version").split()[1].rpartition(".")[0]
+    client = json.loads(lab.output("engineer", str(helm.kubectl()), *KUBECTL_VERSION))
+    short = "{major}.{minor}".format_map(client["clientVersion"])
+    assert f"curl {version} and kubectl {short}" in page
+    (script,) = commands("clickhouse-client")
+    assert "**Not run**: `clickhouse-client`" in page
+    assert f"--tls-sni-override {environment.REPLICA}" in script
 
 
 # --- what the tailnet learns ---

@@ -115,6 +115,17 @@ async def test_the_rights_are_those_of_the_request_and_not_of_the_role(harness: 
     assert harness.users == NOBODY
 
 
+async def test_an_approver_cannot_give_a_role_without_the_requests_endpoint(
+    harness: Harness,
+) -> None:
+    async with harness.running():
+        await harness.order(Submit(envelope=request_envelope(role="all", endpoints=[CLICKHOUSE])))
+        answer = await harness.order(Approve(id=GRANT_ID, by="anna", role="kubernetes-view"))
+        assert answer.startswith("refused: endpoints")
+        assert harness.grant().state is State.PENDING
+    assert harness.scaler.up == set()
+
+
 @pytest.mark.parametrize("tailnet", [False, True], ids=["no tailnet", "another endpoint"])
 async def test_it_does_not_open_if_the_broker_could_not_end_it(
     harness: Harness, tailnet: bool

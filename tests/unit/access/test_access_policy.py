@@ -1,9 +1,11 @@
 """The customer's policy: its file, and the verdicts about requests."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from byoc_agents.access.documents import Approval, sha256, utc_text
 from byoc_agents.access.errors import PolicyError
@@ -11,6 +13,8 @@ from byoc_agents.access.policy import (
     MAX_POLICY_BYTES,
     Granted,
     Policy,
+    PolicyFile,
+    Role,
     find_wait,
     judge_approval,
     judge_approved,
@@ -61,6 +65,16 @@ def test_the_policy_of_the_documentation_is_valid_and_states_the_defaults() -> N
     ours = ["kubernetes-view", "metrics-view", "system-metrics", "system-reader", "query-text"]
     assert list(file.roles) == ours
     assert (file.approval, file.break_glass, file.tables) == ("local", False, "hashed")
+
+
+def test_every_key_of_a_policy_is_on_the_page() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "access.md").read_text()
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    written = yaml.safe_load(example)
+    assert set(written) == set(PolicyFile.__struct_encode_fields__)
+    table = page.partition("| key of a role |")[2].partition("\n\n")[0]
+    keys = re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE)
+    assert sorted(keys) == sorted(Role.__struct_encode_fields__)
 
 
 def test_the_digest_is_that_of_the_file() -> None:
