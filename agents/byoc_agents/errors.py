@@ -14,15 +14,20 @@ EnvelopeReason = Literal["too_large", "not_an_envelope", "wrong_type", "too_few_
 
 # In a text with URLs: the user and password of a URL, and its query and fragment.
 USER_OF_URL = re.compile(r"(://)[^\s,]*@")
+# The same of a text that was meant to be a URL, and was not hidden already.
+USER_WITHOUT_SCHEME = re.compile(r"[^\s,'\"=@:/]*:(?!//)(?![^\s,]*\*\*\*@)[^\s,]*@")
 QUERY_OF_URL = re.compile(r"(://[^\s,?#'\"]*)[?#][^\s,'\"]*")
 
 
 def hide_url_secrets(text: str) -> str:
     """Return a text in which no URL has a user, a password, a query or a fragment.
 
+    Of `user:password@host`, which is no URL, the user and the password are hidden as well.
+
     The only way in which a URL of the settings is printed.
     """
-    return QUERY_OF_URL.sub(r"\1?***", USER_OF_URL.sub(r"\1***@", text))
+    hidden = USER_WITHOUT_SCHEME.sub("***@", USER_OF_URL.sub(r"\1***@", text))
+    return QUERY_OF_URL.sub(r"\1?***", hidden)
 
 
 def remove_url_user(url: str) -> str:

@@ -90,7 +90,7 @@ def _elsewhere(other: Mapping[str, Any], pod: Pod) -> bool:
 def _judge_spec(
     title: str, spec: Mapping[str, Any], group: str, pod: Pod
 ) -> Iterator[PolicyFinding]:
-    if group == CILIUM and "nodeSelector" in spec:
+    if group == CILIUM and spec.get("nodeSelector") is not None:
         return  # a policy of nodes
     selector = spec.get("podSelector" if group == KUBERNETES else "endpointSelector")
     if not may_select(selector, dict(pod.labels) | {NAMESPACE_LABEL: pod.namespace}):

@@ -186,6 +186,11 @@ def test_the_files_of_awss_keys_and_tokens_are_known(
         ("a=http://u:hunter2@h:1,b=http://u:hunter2@i:2", "a=http://***@h:1,b=http://***@i:2"),
         ("'https://h/?hunter2': expected", "'https://h/?***': expected"),
         ("http://127.0.0.1:8123", "http://127.0.0.1:8123"),
+        ("clickhouse:u:hunter2@h:8123", "***@h:8123"),
+        ("clickhouse:https://u:hunter2@h", "clickhouse:https://***@h"),
+        ("a=u:hunter2@h,b=//u:hunter2@i", "a=***@h,b=//***@i"),
+        ("BYOC_X: invalid value 'https:u:p@hunter2@h'", "BYOC_X: invalid value '***@h'"),
+        ("BYOC_X: expected a name", "BYOC_X: expected a name"),
         ("why? u@h", "why? u@h"),
     ],
 )
@@ -219,6 +224,19 @@ def configure_and_start(daemons: list[str], environ: dict[str, str]) -> None:
     """Read the settings and make the gate, as the daemons do first."""
     configuration = configure(daemons, environ)
     Gate(configuration.destinations, proxy=configuration.core.https_proxy or None)
+
+
+@pytest.mark.parametrize("url", ["clickhouse:u:hunter2@h:8123", "u:hunter2@h", "//u:hunter2@h/"])
+@pytest.mark.parametrize("variable", SECRET_URLS)
+def test_neither_a_mistake_nor_a_setting_prints_a_user_without_a_scheme(
+    variable: str, url: str
+) -> None:
+    daemons = ["billing-scraper", "state-exporter", "alert-forwarder"]
+    try:
+        shown = configure(daemons, IDENTITY | ALL | {variable: url}).text()
+    except ConfigError as error:
+        shown = str(error)
+    assert "hunter2" not in shown
 
 
 @pytest.mark.parametrize("variable", SECRET_URLS)

@@ -176,6 +176,14 @@ def test_every_relaxation_is_found(change: tuple[str, str], said: str) -> None:
     assert said in "\n".join(map(str, found))
 
 
+@pytest.mark.parametrize("ending", ["\v", "\f", "\x1c", "\x85", "\u2028"])
+def test_a_rule_in_a_comment_that_nft_does_not_end_is_found(ending: str) -> None:
+    rule = next(line for line in RULES if "reject" in line)
+    hidden = PRINTED.replace(rule, f"    #{ending}{rule.strip()}", 1)
+    found = check_pod_rules(pod_rules(FACTS, SHARED), hidden)
+    assert any("missing" in str(one) for one in found)
+
+
 def test_another_order_is_found() -> None:
     """The first rule that matches decides."""
     lines = PRINTED.splitlines()

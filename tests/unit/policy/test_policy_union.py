@@ -42,6 +42,9 @@ ANY: list[Any] = [{}]
 ALL: list[Any] = [{"toEntities": ["all"]}]
 EXPRESSION = {"key": "app.kubernetes.io/name", "operator": "In", "values": ["clickhouse", "x"]}
 WIDER: dict[str, dict[str, Any]] = {
+    "of Cilium, for all pods, with a selector of nodes that is null": ciliums(
+        {}, "CiliumClusterwideNetworkPolicy", nodeSelector=None, egress=ALL
+    ),
     "all of the namespace may go anywhere": policy(EVERYBODY, policyTypes=["Egress"], egress=ANY),
     "the pod by its label": policy({"matchLabels": LABELS}, policyTypes=["Egress"], egress=ANY),
     "a label that is not known here": policy({"matchLabels": {"tier": "x"}}, egress=ANY),
