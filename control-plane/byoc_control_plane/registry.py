@@ -3,6 +3,11 @@
 `tokens`, `signing-secrets` and `senders` have one line per entry, `ORGANIZATION:VALUE`. They are
 what BYOC_PLANE_TOKEN_FILE, BYOC_PLANE_SIGNING_SECRET_FILE and BYOC_PLANE_SENDERS_FILE name. During
 a rotation an organization has two lines in the first two files, the newest last: both are accepted.
+
+Each step writes one file after the other, so a step that is killed leaves them with different
+numbers of lines. To begin, the signing secret is written first: a second one without a second token
+is of a `rotate` that was killed, and has no use. To end, the tokens are written first: the same step
+again ends it.
 """
 
 import fcntl
