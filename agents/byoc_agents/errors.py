@@ -22,7 +22,7 @@ QUERY_OF_URL = re.compile(r"(://[^\s,?#'\"]*)[?#][^\s,'\"]*")
 def hide_url_secrets(text: str) -> str:
     """Return a text in which no URL has a user, a password, a query or a fragment.
 
-    Of `user:password@host`, which is no URL, the user and the password are hidden as well.
+    Of `user:password@host`, which is not a URL, the user and the password are hidden as well.
 
     The only way in which a URL of the settings is printed.
     """

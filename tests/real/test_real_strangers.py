@@ -23,6 +23,7 @@ from lab.strangers import (
     measure,
     peak_resident_bytes,
     plan,
+    scenarios,
 )
 
 pytestmark = pytest.mark.quiet
@@ -41,18 +42,19 @@ def test_no_unknown_client_ends_a_daemon_or_keeps_a_genuine_one_out(
     assert figures.holds, figures
 
 
-def test_a_real_alertmanager_delivers_among_silent_connections(
-    alertmanager: Started, tmp_path: Path
+@pytest.mark.parametrize("scenario", scenarios(), ids=lambda scenario: scenario.name)
+def test_a_real_alertmanager_delivers_among_unknown_clients(
+    scenario: Scenario, alertmanager: Started, tmp_path: Path
 ) -> None:
+    """Those with the token are left out: their own notifications are accepted as well."""
     allow_connections()
     with limited("alert-forwarder", tmp_path) as running:
         theirs = alertmanager(AM_CONFIG.format(port=running.ports["webhook"], hook=WEBHOOK_TOKEN))
-        strangers = Strangers(
-            running.ports["webhook"], Scenario("silent", 5000, lambda _: b""), "POST / HTTP/1.1"
-        )
+        first = "POST /v1/alerts HTTP/1.1"
+        strangers = Strangers(running.ports["webhook"], scenario, first)
         strangers.start()
         try:
-            eventually(lambda: strangers.opened > 5000)
+            eventually(lambda: strangers.opened >= scenario.connections)
             began = time.monotonic()
             post_alert(theirs.url)
             pages = f"http://127.0.0.1:{running.ports['admin']}"
