@@ -4,10 +4,14 @@
 what BYOC_PLANE_TOKEN_FILE, BYOC_PLANE_SIGNING_SECRET_FILE and BYOC_PLANE_SENDERS_FILE name. During
 a rotation an organization has two lines in the first two files, the newest last: both are accepted.
 
-Each step writes one file after the other, so a step that is killed leaves them with different
-numbers of lines. To begin, the signing secret is written first: a second one without a second token
-is of a `rotate` that was killed, and has no use. To end, the tokens are written first: the same step
-again ends it.
+Each step writes one file after the other, in an order by which the numbers of lines show where a
+step was killed:
+
+| tokens | signing secrets | interrupted | ended by |
+|---|---|---|---|
+| 0 | 1 | `add` | `add` again: the secret is not in use, and is removed |
+| 1 | 2 | `rotate`, or `rotate --cancel` | either of them again: the second secret is removed |
+| 2 | 1 | `rotate --finish` | `rotate --finish` again |
 """
 
 import fcntl
@@ -47,7 +51,7 @@ class Registry:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for name in HEADERS:
                 if not (self._directory / name).exists():
-                    self._write(name, [])
+                    self.write(name, [])
             yield
 
     def has(self, organization: str) -> bool:
@@ -65,7 +69,7 @@ class Registry:
                 f"{organization}: a rotation has begun: expected `tenant rotate {organization}"
                 " --finish`, or --cancel, first"
             )
-        # The token decides whether there is a rotation: after a crash in between there is none.
+        self._remove_unused_secret(organization)
         self._append(SIGNING_SECRETS, organization, signing_secret)
         self._append(TOKENS, organization, token)
 
@@ -76,32 +80,45 @@ class Registry:
 
     def finish_rotation(self, organization: str) -> None:
         """Accept only the newest credentials. Raises RegistryError if there is no rotation."""
-        self._require_rotation(organization)
-        for name in (TOKENS, SIGNING_SECRETS):
+        if not self.has_rotation(organization):
+            raise self._no_rotation(organization)
+        for name in (SIGNING_SECRETS, TOKENS):
             self._select_values(name, organization, lambda values: values[-1:])
 
     def cancel_rotation(self, organization: str) -> None:
         """Accept only the credentials before. Raises RegistryError if there is no rotation."""
-        self._require_rotation(organization)
+        accepted = self._values(SIGNING_SECRETS, organization)
+        if len(accepted) == 1 and self.has_rotation(organization):
+            raise RegistryError(
+                f"{organization}: the rotation was ended, and that was interrupted: expected"
+                f" `tenant rotate {organization} --finish` again"
+            )
+        if not accepted[1:]:
+            raise self._no_rotation(organization)
         for name in (TOKENS, SIGNING_SECRETS):
-            self._select_values(name, organization, lambda values: values[:-1])
+            self._select_values(name, organization, lambda values: values[:1])
 
     def remove(self, organization: str) -> int:
         """Accept nothing of this organization; return how many lines were removed."""
         return sum(self._select_values(name, organization, lambda _: []) for name in HEADERS)
 
-    def _require_rotation(self, organization: str) -> None:
-        if not self.has_rotation(organization):
-            raise RegistryError(
-                f"{organization}: no rotation has begun: expected `tenant rotate {organization}"
-                " --secrets DIRECTORY` first"
-            )
+    def _remove_unused_secret(self, organization: str) -> None:
+        """Remove the signing secret of a step that was interrupted before it wrote the token."""
+        used = len(self._values(TOKENS, organization))
+        self._select_values(SIGNING_SECRETS, organization, lambda values: values[:used])
+
+    @staticmethod
+    def _no_rotation(organization: str) -> RegistryError:
+        return RegistryError(
+            f"{organization}: no rotation has begun: expected `tenant rotate {organization}"
+            " --secrets DIRECTORY` first"
+        )
 
     def _values(self, name: str, organization: str) -> list[str]:
         return [value for owner, value in self._read(name) if owner == organization]
 
     def _append(self, name: str, organization: str, value: str) -> None:
-        self._write(name, [*self._read(name), (organization, value)])
+        self.write(name, [*self._read(name), (organization, value)])
 
     def _select_values(
         self, name: str, organization: str, choose: Callable[[list[str]], list[str]]
@@ -112,13 +129,13 @@ class Registry:
             (owner, value) for owner, value in entries if owner != organization or value in chosen
         ]
         if len(kept) < len(entries):
-            self._write(name, kept)
+            self.write(name, kept)
         return len(entries) - len(kept)
 
     def _read(self, name: str) -> list[tuple[str, str]]:
         return list(split_lines((self._directory / name).read_text()))
 
-    def _write(self, name: str, entries: Sequence[tuple[str, str]]) -> None:
+    def write(self, name: str, entries: Sequence[tuple[str, str]]) -> None:
         """Replace a file at once; a file that exists keeps its owner and mode."""
         path = self._directory / name
         lines = [HEADERS[name], *(f"{owner}:{value}" for owner, value in entries)]

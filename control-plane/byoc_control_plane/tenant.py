@@ -140,6 +140,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([str(error)]) from error
     except FileExistsError as error:
         why = f"{error.filename} exists: expected a directory without token and signing-secret"
+        why += " (those of a run that was interrupted are accepted nowhere: delete them)"
         raise ConfigError([f"--secrets: {why}"]) from error
     except OSError as error:
         why = f"{error.filename or asked.registry}: {error.strerror}"

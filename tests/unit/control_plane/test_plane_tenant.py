@@ -4,7 +4,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import Progress
 from byoc_control_plane.receiver import LIMITS, PATH, Receiver
-from byoc_control_plane.registry import HEADERS, SENDERS, SIGNING_SECRETS, TOKENS
+from byoc_control_plane.registry import HEADERS, SENDERS, SIGNING_SECRETS, TOKENS, Registry
 from byoc_control_plane.schema import table_statements
 from byoc_control_plane.settings import parse_senders
 from byoc_control_plane.tenant import TABLES
@@ -196,22 +196,93 @@ def test_a_rotation_keeps_both_until_its_end(registry: Path, tmp_path: Path) -> 
     assert entries(registry, TOKENS) == [old[0][1], f"org-1:{newest}"]
 
 
-def test_a_crash_between_the_two_files_leaves_the_old_credentials(
-    registry: Path, tmp_path: Path
+class Killed(BaseException):
+    """The process ends before it writes a file of the registry."""
+
+
+class KilledRegistry(Registry):
+    """A registry whose process is killed before the write of this number."""
+
+    def __init__(self, directory: Path, writes: int) -> None:
+        super().__init__(directory)
+        self._left = writes
+
+    def write(self, name: str, entries: Sequence[tuple[str, str]]) -> None:
+        if not self._left:
+            raise Killed
+        self._left -= 1
+        super().write(name, entries)
+
+
+def pairs(*directories: Path) -> tuple[list[str], list[str]]:
+    """Return the lines that the files must have for these credentials."""
+    tokens, signing_secrets = (
+        [f"org-1:{(one / name).read_text()}" for one in directories]
+        for name in ("token", "signing-secret")
+    )
+    return tokens, signing_secrets
+
+
+def accepted(registry: Path) -> tuple[list[str], list[str]]:
+    return entries(registry, TOKENS), entries(registry, SIGNING_SECRETS)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+@pytest.mark.parametrize("again", ["--cancel", "--secrets"])
+def test_a_rotation_that_was_killed_leaves_no_secret_in_force(
+    again: str, writes: int, registry: Path, tmp_path: Path
 ) -> None:
-    """The signing secret is written first: nobody has the one of the interrupted rotation."""
-    add(registry, tmp_path / "a")
-    old = (registry / TOKENS).read_bytes()
-    assert not tenant(registry, "rotate", "org-1", "--secrets", tmp_path / "b")
-    (registry / TOKENS).write_bytes(old)
-    assert not tenant(registry, "rotate", "org-1", "--secrets", tmp_path / "c")
-    assert not tenant(registry, "rotate", "org-1", "--cancel")
-    first = (tmp_path / "a/signing-secret").read_text()
-    assert entries(registry, SIGNING_SECRETS)[0] == f"org-1:{first}"
-    assert not tenant(registry, "rotate", "org-1", "--secrets", tmp_path / "d")
+    old, lost, new = (tmp_path / name for name in ("old", "lost", "new"))
+    add(registry, old)
+    with pytest.raises(Killed):
+        KilledRegistry(registry, writes).add_credentials("org-1", "lost", "whsec_lost")
+    assert len(entries(registry, SIGNING_SECRETS)) == 1 + writes
+    assert tenant(registry, "rotate", "org-1", "--finish") == 2
+    if again == "--cancel":
+        assert tenant(registry, "rotate", "org-1", "--cancel") == (0 if writes else 2)
+        assert accepted(registry) == pairs(old)
+    assert not lost.exists()
+    assert not tenant(registry, "rotate", "org-1", "--secrets", new)
+    assert accepted(registry) == pairs(old, new)
     assert not tenant(registry, "rotate", "org-1", "--finish")
-    last = (tmp_path / "d/signing-secret").read_text()
-    assert entries(registry, SIGNING_SECRETS) == [f"org-1:{last}"]
+    assert accepted(registry) == pairs(new)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+@pytest.mark.parametrize("end", ["finish", "cancel"])
+def test_the_end_of_a_rotation_that_was_killed_is_completed_by_the_same_step(
+    end: str, writes: int, registry: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    add(registry, old)
+    assert not tenant(registry, "rotate", "org-1", "--secrets", new)
+    with pytest.raises(Killed):
+        getattr(KilledRegistry(registry, writes), f"{end}_rotation")("org-1")
+    if writes:  # the other end is refused
+        before = accepted(registry)
+        other = {"finish": "--cancel", "cancel": "--finish"}[end]
+        assert tenant(registry, "rotate", "org-1", other) == 2
+        assert accepted(registry) == before
+    assert not tenant(registry, "rotate", "org-1", f"--{end}")
+    assert accepted(registry) == pairs({"finish": new, "cancel": old}[end])
+
+
+def test_an_add_that_was_killed_is_begun_again(
+    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(registry, tmp_path / "other", "org-2")
+    with pytest.raises(Killed):
+        KilledRegistry(registry, 1).add_credentials("org-1", "lost", "whsec_lost")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/token").write_text("lost")
+    capsys.readouterr()
+    asked = ("add", "org-1", "--service", "svc-1", "--secrets", tmp_path / "new")
+    assert tenant(registry, *asked) == 2
+    assert "interrupted are accepted nowhere: delete them" in capsys.readouterr().err
+    (tmp_path / "new/token").unlink()
+    assert not tenant(registry, *asked)
+    tokens, signing_secrets = accepted(registry)
+    assert (tokens[1:], signing_secrets[1:]) == pairs(tmp_path / "new")
 
 
 def test_files_keep_the_mode_that_the_receiver_needs(registry: Path, tmp_path: Path) -> None:
