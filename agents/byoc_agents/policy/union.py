@@ -45,14 +45,28 @@ def judge_metadata(document: Mapping[str, Any], options: Options) -> list[Policy
 
 
 def judge_others(document: object, manifest: Iterable[object], pod: Pod) -> list[PolicyFinding]:
-    """Return the rules of the other policies that select the pod and are not in its table."""
+    """Return the rules of the other policies that select the pod and are not in its table.
+
+    A second policy with the kind and name of the first is a finding whatever it selects: of two
+    documents in one file, the later one replaces the other when they are applied.
+    """
     found: list[PolicyFinding] = []
     for other in manifest:
         if other is document or not isinstance(other, Mapping) or not is_network_policy(other):
             continue
+        if _is_same_object(document, other, pod):
+            problem = "appears twice: the later document replaces the other"
+            found.append(PolicyFinding(f"{other.get('kind')} {_name(other)}", problem, "one"))
+            continue
         if _name(other) not in pod.accepted:
             found += _judge(other, pod)
     return found
+
+
+def _is_same_object(document: object, other: Mapping[str, Any], pod: Pod) -> bool:
+    mine = _mapping(document)
+    same = mine.get("kind") == other.get("kind") and _name(mine) == _name(other)
+    return same and not _elsewhere(other, pod)
 
 
 def is_network_policy(document: Mapping[str, Any]) -> bool:
