@@ -13,7 +13,7 @@ import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.command_line import CommandParser, color_verdict
-from byoc_agents.app.settings import CoreSettings, settings_of
+from byoc_agents.app.settings import CoreSettings, settings_of, size
 from byoc_agents.ledger.format import LinePosition
 from byoc_agents.ledger.heads import KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
@@ -63,7 +63,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        sys.stderr.write(f"byoc-agents ledger: {error.filename}: {error.strerror}\n")
+        known = error.filename and error.strerror
+        reason = f"{error.filename}: {error.strerror}" if known else str(error)
+        sys.stderr.write(f"byoc-agents ledger: {reason}\n")
         return 2
     return code
 
@@ -95,8 +97,15 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     check.add_argument(
         "--key", metavar="FILE", help="accept only --heads that are signed with this key"
     )
+    variable, bound = _standard_bound(environ)
+    check.set_defaults(standard_bound=bound)
     check.add_argument(
-        "--max-bytes", type=int, default=0, help="lowest BYOC_LEDGER_MAX_BYTES, if you lowered it"
+        "--max-bytes",
+        action="append",
+        default=[],
+        type=_size,
+        metavar="SIZE",
+        help=f"bound of the ledger; once for each value that {variable} ever had; now {bound}",
     )
     check.add_argument(
         "--cloudtrail",
@@ -150,6 +159,21 @@ def standard_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
     fields = msgspec.structs.fields(CoreSettings)
     default = next(str(field.default) for field in fields if field.name == "state_dir")
     return setting.variable, environ.get(setting.variable) or default
+
+
+def _standard_bound(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the variable that bounds the ledger, and its value or the default."""
+    setting, _ = settings_of(CoreSettings)["ledger_max_bytes"]
+    fields = msgspec.structs.fields(CoreSettings)
+    default = next(str(field.default) for field in fields if field.name == "ledger_max_bytes")
+    return setting.variable, environ.get(setting.variable) or default
+
+
+def _size(value: str) -> int:
+    try:
+        return size(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value}: {error}") from error
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -232,14 +256,37 @@ def _verify(options: argparse.Namespace) -> int:
     heads = heads._replace(
         anchors=(*heads.anchors, *(LinePosition(*one) for one in options.anchor))
     )
-    verdicts = {
-        name: checkpoint.verify_with(heads, name, path, options.max_bytes)
-        for name, path in where.items()
-    }
-    for name, verdict in verdicts.items():
-        _write_verdict(name, verdict, as_json=options.json)
-    ok = all(verdict.ok for verdict in verdicts.values())
+    ok = _compare_heads(where, heads, options)
     return 0 if _compare_trail(where, options) and ok else 1
+
+
+def _compare_heads(
+    where: Mapping[str, Path], heads: KeptHeads, options: argparse.Namespace
+) -> bool:
+    """Verify each ledger, and print its verdict. Return whether there is no problem."""
+    try:
+        bounds = options.max_bytes or [_size(options.standard_bound)]
+    except argparse.ArgumentTypeError as error:
+        raise checkpoint.UsageError(f"BYOC_LEDGER_MAX_BYTES: {error}") from error
+    same: dict[str, list[str]] = {}
+    for name, path in where.items():
+        same.setdefault(_daemon_of(path), []).append(name)
+    ok = True
+    for daemon, names in same.items():
+        paths = [where[name] for name in names]
+        for name, verdict in zip(
+            names, checkpoint.verify_with(heads, daemon, paths, bounds), strict=True
+        ):
+            _write_verdict(name, verdict, as_json=options.json)
+            ok = ok and verdict.ok
+    foreign = checkpoint.find_foreign(heads, same.keys())
+    for name in foreign:
+        if options.daemon:
+            text = f"kept heads named {name} were not compared: --daemon is {options.daemon}"
+        else:
+            text = f"kept heads named {name} are of no ledger here: is it deleted, or elsewhere?"
+        sys.stderr.write(f"byoc-agents ledger verify: {text}\n")
+    return ok and (bool(options.daemon) or not foreign)
 
 
 def _compare_trail(where: Mapping[str, Path], options: argparse.Namespace) -> bool:
@@ -307,13 +354,18 @@ def find_ledgers(directories: Sequence[str], daemon: str) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for directory in map(Path, directories):
         for path in _below(directory):
-            name = path.resolve().parent.name if path.name == "ledger" else path.name
+            name = _daemon_of(path)
             found[name if name not in found else str(path)] = path
-    chosen = {name: path for name, path in found.items() if daemon in {"", name}}
+    chosen = {name: path for name, path in found.items() if daemon in {"", name, _daemon_of(path)}}
     if not chosen:
         of_daemon = f" of {daemon}" if daemon else ""
         raise NoLedgerError(f"no ledger{of_daemon} below {', '.join(directories)}")
     return chosen
+
+
+def _daemon_of(path: Path) -> str:
+    """Return the daemon's name: of the directory of its ledger, or of the one above `ledger`."""
+    return path.resolve().parent.name if path.name == "ledger" else path.name
 
 
 def _below(directory: Path) -> list[Path]:
