@@ -15,7 +15,7 @@ from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.command_line import CommandParser, color_verdict
 from byoc_agents.app.settings import CoreSettings, settings_of, size
 from byoc_agents.ledger.format import LinePosition
-from byoc_agents.ledger.heads import KeptHeads
+from byoc_agents.ledger.heads import ANCHOR, KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
@@ -93,6 +93,9 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     )
     check.add_argument(
         "--heads", metavar="FILE", help="all heads that you have kept: checkpoints, SIZE ROOT lines"
+    )
+    check.add_argument(
+        "--origin", default="", metavar="NAME", help="with --heads: only those named NAME/DAEMON"
     )
     check.add_argument(
         "--key", metavar="FILE", help="accept only --heads that are signed with this key"
@@ -200,7 +203,7 @@ def _moment(value: str) -> str:
 
 def _anchor(value: str) -> tuple[int, str]:
     sequence, _, sha256 = value.partition(":")
-    if not sequence.isdigit() or len(sha256) != 64:  # noqa: PLR2004  hex digits of a SHA-256
+    if not ANCHOR.fullmatch(value):
         raise argparse.ArgumentTypeError(f"{value}: expected SEQUENCE:SHA256, the head of /status")
     return int(sequence), sha256.lower()
 
@@ -250,6 +253,8 @@ def _verify(options: argparse.Namespace) -> int:
         sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --daemon\n")
         return 2
     heads = checkpoint.read_heads(options.heads, options.key) if options.heads else KeptHeads()
+    if options.origin and not (heads := heads.of_origin(options.origin)).heads:
+        raise checkpoint.UsageError(f"{options.heads}: no head is named {options.origin}/DAEMON")
     if len(where) > 1 and (heads.anchors or any(not head.name for head in heads.heads)):
         sys.stderr.write("byoc-agents ledger verify: heads without a name: add --daemon\n")
         return 2
