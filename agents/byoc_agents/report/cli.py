@@ -100,16 +100,7 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     check.add_argument(
         "--key", metavar="FILE", help="accept only --heads that are signed with this key"
     )
-    variable, bound = _standard_bound(environ)
-    check.set_defaults(standard_bound=bound)
-    check.add_argument(
-        "--max-bytes",
-        action="append",
-        default=[],
-        type=_size,
-        metavar="SIZE",
-        help=f"bound of the ledger; once for each value that {variable} ever had; now {bound}",
-    )
+    _add_bound(check, environ)
     check.add_argument(
         "--cloudtrail",
         action="append",
@@ -128,6 +119,7 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     checkpoint.add_proof_arguments(proof)
     page = _command(commands.add_parser, "report", _report, environ)
     page.add_argument("--html", required=True, metavar="FILE", help="where to write it; - = stdout")
+    _add_bound(page, environ)
     _add_filters(page)
     return parser
 
@@ -162,6 +154,27 @@ def standard_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
     fields = msgspec.structs.fields(CoreSettings)
     default = next(str(field.default) for field in fields if field.name == "state_dir")
     return setting.variable, environ.get(setting.variable) or default
+
+
+def _add_bound(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    variable, bound = _standard_bound(environ)
+    parser.set_defaults(standard_bound=bound)
+    parser.add_argument(
+        "--max-bytes",
+        action="append",
+        default=[],
+        type=_size,
+        metavar="SIZE",
+        help=f"bound of the ledger; once for each value that {variable} ever had; now {bound}",
+    )
+
+
+def _bounds(options: argparse.Namespace) -> list[int]:
+    """Return the bounds that the user names, or the one of the setting. Raises UsageError."""
+    try:
+        return options.max_bytes or [_size(options.standard_bound)]
+    except argparse.ArgumentTypeError as error:
+        raise checkpoint.UsageError(f"BYOC_LEDGER_MAX_BYTES: {error}") from error
 
 
 def _standard_bound(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -255,8 +268,11 @@ def _verify(options: argparse.Namespace) -> int:
     heads = checkpoint.read_heads(options.heads, options.key) if options.heads else KeptHeads()
     if options.origin and not (heads := heads.of_origin(options.origin)).heads:
         raise checkpoint.UsageError(f"{options.heads}: no head is named {options.origin}/DAEMON")
-    if len(where) > 1 and (heads.anchors or any(not head.name for head in heads.heads)):
-        sys.stderr.write("byoc-agents ledger verify: heads without a name: add --daemon\n")
+    daemons = {_daemon_of(path) for path in where.values()}
+    unnamed = len(daemons) > 1 and any(not head.name for head in heads.heads)
+    if unnamed or (len(where) > 1 and heads.anchors):
+        text = "heads without a name: add --daemon, or the directory of one ledger"
+        sys.stderr.write(f"byoc-agents ledger verify: {text}\n")
         return 2
     heads = heads._replace(
         anchors=(*heads.anchors, *(LinePosition(*one) for one in options.anchor))
@@ -269,10 +285,7 @@ def _compare_heads(
     where: Mapping[str, Path], heads: KeptHeads, options: argparse.Namespace
 ) -> bool:
     """Verify each ledger, and print its verdict. Return whether there is no problem."""
-    try:
-        bounds = options.max_bytes or [_size(options.standard_bound)]
-    except argparse.ArgumentTypeError as error:
-        raise checkpoint.UsageError(f"BYOC_LEDGER_MAX_BYTES: {error}") from error
+    bounds = _bounds(options)
     same: dict[str, list[str]] = {}
     for name, path in where.items():
         same.setdefault(_daemon_of(path), []).append(name)
@@ -342,7 +355,7 @@ def _report(options: argparse.Namespace) -> int:
     from byoc_agents.report.page import render_page  # noqa: PLC0415  the schemas cost 0.2 s
 
     where = find_ledgers(options.directories, options.daemon)
-    verdicts = {name: verify(path) for name, path in where.items()}
+    verdicts = {name: verify(path, bounds=_bounds(options)) for name, path in where.items()}
     html = render_page(where, verdicts, _filter(options))
     if options.html == "-":
         sys.stdout.write(html)
