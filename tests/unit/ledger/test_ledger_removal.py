@@ -310,6 +310,38 @@ def test_a_name_with_other_digits_is_not_a_file_of_the_ledger(tmp_path: Path) ->
     assert checked(tmp_path).problems == []
 
 
+# What the documents state as not found.
+
+
+def free_bytes(directory: Path) -> int:
+    return BOUND - sum(path.stat().st_size for path in files(directory))
+
+
+@pytest.mark.parametrize(("short_of", "found"), [(2_000, False), (110_000, True)])
+def test_a_removal_is_not_found_if_less_than_one_write_is_free(
+    short_of: int, found: bool, tmp_path: Path
+) -> None:
+    kept, sends = run(tmp_path, 300), 300
+    while free_bytes(tmp_path) > short_of:
+        kept += run(tmp_path, 1, first=sends)
+        sends += 1
+    assert number_of(files(tmp_path)[0]) == 1
+    forge(tmp_path)
+    assert bool(problems(tmp_path, kept)) == found
+
+
+def test_a_removal_is_not_found_if_the_ledger_was_filled_first(tmp_path: Path) -> None:
+    kept = run(tmp_path, 150)
+    size = free_bytes(tmp_path) - 2_000
+    (tmp_path / "aside-000003-7").write_bytes(bytes(size))
+    append(
+        tmp_path, kind="recovered", why="torn", segment=3, bytes=size,
+        sha256=sha256_hex(bytes(size)), aside="aside-000003-7",
+    )  # fmt: skip
+    forge(tmp_path)
+    assert checked(tmp_path, heads="\n".join(kept), bounds=(BOUND,)).problems == []
+
+
 STEP = st.tuples(
     st.sampled_from([SMALL, 2 * SMALL, 4 * SMALL]),  # bound
     st.integers(1, 12),  # sends
