@@ -38,16 +38,15 @@ from byoc_agents.ledger.format import (
     sha256_hex,
 )
 from byoc_agents.ledger.reader import Scan, check_format, find_ends, find_mismatch, scan
+from byoc_agents.ledger.removal import LINK_BYTES, SEGMENTS, is_removal_needed
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, hash_leaf
 from byoc_agents.message import Message
 
 MIN_BYTES = 64 * 1024
-SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
 MAX_OPEN = 1000  # intents without an outcome; more only if a daemon were cancelled that often
 MAX_UNSYNCED_BYTES = 256 * 1024  # kept in memory until the next sync
 SYNC_NS = 1_000_000_000  # longest wait of other lines for a sync, if lines follow
-LINK_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -299,7 +298,11 @@ class Chain:
         """Continue the chain of the last process."""
         self._acquire_lock()
         self.segments.load()
-        self.mismatch = find_mismatch(self.segments, self._expected)
+        self.mismatch = find_mismatch(
+            self.segments,
+            self._expected,
+            lambda: is_removal_needed(self.segments, self._max_bytes),
+        )
         found = _find_end(self.segments)
         self._end = found.end
         self._pending = [

@@ -22,8 +22,9 @@ if TYPE_CHECKING:  # 20 MiB, and only where a key is used: the extra `checkpoint
 
 ED25519 = b"\x01"  # the algorithm's number in a key of a signed note
 SIGNATURE = re.compile(r"— (\S+) (\S+)")
-PLAIN = re.compile(r"(\d+) (\S{44})(?: (\S+))?")
-ANCHOR = re.compile(r"(\d+):([0-9a-fA-F]{64})")
+PLAIN = re.compile(r"([0-9]{1,18}) (\S{44})(?: (\S+))?")
+SIZE = re.compile(r"[0-9]{1,18}")
+ANCHOR = re.compile(r"([0-9]{1,18}):([0-9a-fA-F]{64})")
 EXPECTED_KEY = "expected an Ed25519 key in PEM, without a password"
 NAME = re.compile(r"[^\s+]+")  # of a log or a key, in a signed note
 
@@ -47,6 +48,11 @@ class KeptHeads(NamedTuple):
 
     heads: tuple[KeptHead, ...] = ()
     anchors: tuple[LinePosition, ...] = ()  # SEQUENCE:SHA256, from /status and the log
+
+    def of_origin(self, origin: str) -> "KeptHeads":
+        """Return the heads without those that are named after another origin."""
+        named = (head for head in self.heads if head.name.rpartition("/")[0] in {"", origin})
+        return KeptHeads(tuple(named), self.anchors)
 
     def of_ledger(self, name: str) -> "KeptHeads":
         """Return the heads without those of other ledgers."""
@@ -83,7 +89,7 @@ def parse_heads(text: str) -> KeptHeads:
 def _checkpoint(lines: Sequence[str], at: int) -> tuple[KeptHead, int]:
     """Return the checkpoint that begins at a line, and the number of the line after it."""
     body = list(lines[at : at + 3])
-    if len(body) < 3 or not body[1].isdecimal() or not NAME.fullmatch(body[0]):  # noqa: PLR2004
+    if len(body) < 3 or not SIZE.fullmatch(body[1]) or not NAME.fullmatch(body[0]):  # noqa: PLR2004
         raise ValueError(f"line {at + 1}: {lines[at]!r}: expected a checkpoint, or SIZE ROOT")
     root, end = _root(body[2], at + 2), at + 3
     while end < len(lines) and lines[end]:  # extensions

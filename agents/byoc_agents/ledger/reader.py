@@ -1,6 +1,6 @@
 """Read the lines of a ledger: of one file, with the end of its chain, or of all files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -159,11 +159,13 @@ def check_format(segments: Segments, newest: int) -> None:
             )
 
 
-def find_mismatch(segments: Segments, expected: str) -> Literal["lost", "older"] | None:
+def find_mismatch(
+    segments: Segments, expected: str, is_removal_needed: Callable[[], bool] = lambda: True
+) -> Literal["lost", "older"] | None:
     """Return how the ledger differs from `SIZE ROOT`, a head that it had once.
 
-    None if it continues that head, or if the lines of that size were removed by rotation. Reads one
-    file. Raises OSError.
+    None if it continues that head, or if the lines of that size were removed by rotation, which
+    `is_removal_needed` judges. Reads one file, and all files for that. Raises OSError.
     """
     size_text, _, root = expected.partition(" ")
     if not size_text.isdecimal():
@@ -172,7 +174,7 @@ def find_mismatch(segments: Segments, expected: str) -> Literal["lost", "older"]
     starts = [(number, tree) for number in segments.numbers() if (tree := _start(segments, number))]
     before = [(number, tree) for number, tree in starts if tree.size <= size]
     if not before:
-        return None if starts else "lost"
+        return None if starts and is_removal_needed() else "lost"
     number, tree = before[-1]
     grown: TreeHead | None = tree
     for raw in raw_lines(segments.path(number)):
@@ -222,3 +224,39 @@ def read_history(directory: Path) -> History:
     if tree is None:
         raise ValueError(f"{directory} has no line with a tree yet: a daemon of 0.2 must run once")
     return History(Leaves(start, hashes), first_sequence)
+
+
+class Grown(NamedTuple):
+    """The roots of a ledger at some sizes."""
+
+    first_size: int  # of the tree before its first line
+    roots: dict[int, str]  # size -> root in base64
+
+
+def grow(directory: Path, sizes: Collection[int]) -> Grown:
+    """Return the roots at those of the sizes that the ledger has. Blocks. Raises OSError."""
+    segments = Segments(directory)
+    tree: TreeHead | None = None
+    found = Grown(next((one.size for one in _starts(segments)), 0), {})
+    for number in segments.numbers():
+        if not segments.path(number).is_file():
+            continue
+        for raw in raw_lines(segments.path(number)):
+            line = decode(raw.content) if raw.whole else None
+            if isinstance(line, SegmentLine) and line.tree and line.tree.valid:
+                _keep_root(found, line.tree, sizes)
+            tree = extend(tree, raw.content, line) if raw.whole else tree
+            if tree:
+                _keep_root(found, tree, sizes)
+    return found
+
+
+def _starts(segments: Segments) -> Iterator[TreeHead]:
+    for number in segments.numbers():
+        if tree := _start(segments, number):
+            yield tree
+
+
+def _keep_root(found: Grown, tree: TreeHead, sizes: Collection[int]) -> None:
+    if tree.size in sizes:
+        found.roots.setdefault(tree.size, encode_hash(tree.root))

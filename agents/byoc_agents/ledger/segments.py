@@ -21,9 +21,9 @@ from byoc_agents.durable.files import Disk, size_bytes
 from byoc_agents.ledger.format import LedgerMessage
 from byoc_agents.message import Message
 
-NAME = re.compile(r"ledger-(\d{6,})\.jsonl")
-ASIDE = re.compile(r"aside-(\d{6,})-\d+")
-FOREIGN = re.compile(r"foreign-(\d{6,})-\d+")
+NAME = re.compile(r"ledger-(\d{6,})\.jsonl", re.ASCII)
+ASIDE = re.compile(r"aside-(\d{6,})-\d+", re.ASCII)
+FOREIGN = re.compile(r"foreign-(\d{6,})-\d+", re.ASCII)
 
 
 class Segments:

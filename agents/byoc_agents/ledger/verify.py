@@ -3,21 +3,18 @@
 Not detectable from the files alone: a change of the last line, the loss of lines at the end, and a
 whole chain written again. Heads that were kept elsewhere show all three.
 
-A removal by rotation is believed only if the bound required it: each file states the bound, in a
-line that the kept heads cover, and the bytes that were left are counted.
+A removal by rotation is believed only if the bound required it: see `removal`.
 """
 
 import errno
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.ledger.chain import LINK_BYTES, SEGMENTS
 from byoc_agents.ledger.format import (
     FORMAT,
     FORMAT_WITH_FACTS,
@@ -39,14 +36,13 @@ from byoc_agents.ledger.format import (
 )
 from byoc_agents.ledger.heads import KeptHead, KeptHeads
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, Raw, extend, raw_lines
+from byoc_agents.ledger.removal import MAX_SHORT_BYTES, Removals
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, encode_hash
-from byoc_agents.ledger.writer import MAX_GROUP, REFUSED_BURST
 
 MAX_PROBLEMS = 100  # listed; the others are counted
 TRIES = 5  # the oldest file may be removed by the running daemon while we read
 SETTLE_SECONDS = 0.2  # a write in progress ends within this time
-GROUP_LINES = MAX_GROUP + REFUSED_BURST  # lines of one write
 
 
 class LedgerVerdict(msgspec.Struct, kw_only=True):
@@ -80,16 +76,16 @@ def verify(
     kept: KeptHeads = KeptHeads(),  # noqa: B008  immutable
     settle: Callable[[], None] = lambda: time.sleep(SETTLE_SECONDS),
     *,
-    max_bytes: int = 0,
+    bounds: Sequence[int] = (),
 ) -> LedgerVerdict:
     """Read a ledger, also while it is written. Blocks. Raises OSError if it cannot be read.
 
-    `kept` are heads from outside. `max_bytes` is the lowest bound that the reader has ever set; 0
-    means that it was never lowered.
+    `kept` are heads from outside. `bounds` are all bounds that the reader has ever set; without
+    any, the largest bound that the ledger states is believed.
     """
     for _ in range(TRIES):
         try:
-            return _Verifier(Segments(directory), kept, settle, max_bytes).run()
+            return _Verifier(Segments(directory), kept, settle, bounds).run()
         except _MovedOnError:
             continue
     raise OSError(f"{directory}: files keep vanishing while they are read")
@@ -101,7 +97,11 @@ class _MovedOnError(Exception):
 
 class _Verifier:
     def __init__(
-        self, segments: Segments, kept: KeptHeads, settle: Callable[[], None], max_bytes: int
+        self,
+        segments: Segments,
+        kept: KeptHeads,
+        settle: Callable[[], None],
+        bounds: Sequence[int],
     ) -> None:
         self.verdict = LedgerVerdict(directory=str(segments.directory))
         self._segments = segments
@@ -116,8 +116,8 @@ class _Verifier:
         self._tree: TreeHead | None = None  # over the lines so far
         self._first_size: int | None = None  # of the tree before the first line of the first file
         self._first: int | None = None  # number of the first line
-        self._first_file = 0  # number of the oldest file
-        self._bound = _Bound(max_bytes)
+        self._first_file = 0
+        self._removals = Removals(segments, bounds)
         self._format = FORMAT  # of the current file
         self._before: LinePosition | None = None  # number and hash of the line before
         self._readable = True  # whether that line could be decoded
@@ -195,8 +195,16 @@ class _Verifier:
         self._first = self._before.sequence if self._first is None else self._first
         self._readable, self._place = line is not None, place
         self._anchor(self._before, place)
-        self._bound.add_line(len(raw.content) + 1)
+        self._removals.add(len(raw.content) + 1, line, place)
+        self._check_length(line, len(raw.content), place)
         self._add_to_tree(raw.content, line, place)
+
+    def _check_length(self, line: LedgerLine | None, size: int, place: str) -> None:
+        """Check that a line without messages has a length that the writer can give it."""
+        short = UnknownLine | RefusedLine | RemovedLine | RecoveredLine
+        if isinstance(line, short) and size > MAX_SHORT_BYTES:
+            text = f"the line is longer than {MAX_SHORT_BYTES} bytes: no daemon writes it"
+            self._add_problem(place, text)
 
     def _add_to_tree(self, content: bytes, line: LedgerLine | None, place: str) -> None:
         """Add the line to the tree, and compare the kept heads of its size."""
@@ -263,7 +271,6 @@ class _Verifier:
             )
         if isinstance(line, SegmentLine):
             self._format = line.format
-            self._bound.begin_file(line)
 
     def _anchor(self, position: LinePosition, place: str) -> None:
         for wanted in self._anchors.pop(position.sequence, ()):
@@ -320,7 +327,6 @@ class _Verifier:
             self._cut_at = None
             lines = f"lines 0 to {line.last_sequence}"
             self.verdict.notes.append(f"{place} states that {lines} were removed by rotation")
-        self._bound.remove(place, line)
         self._anchor(end, place)
 
     def _check_recovery(self, line: RecoveredLine, place: str) -> None:
@@ -330,12 +336,10 @@ class _Verifier:
         about = f"states file {line.segment} {line.why}"
         self.verdict.notes.append(f"{place} {about}: {text}")
         aside = self._segments.directory / line.aside
-        there = line.aside and line.sha256 and self._segments.path(line.segment).exists()
-        if there and self._has_stated_digest(aside, line.segment, line, place):
-            self._bound.add(line.bytes)  # a torn end; a foreign file is not counted
+        if line.aside and line.sha256 and self._segments.path(line.segment).exists():
+            self._has_stated_digest(aside, line.segment, line, place)
 
     def _check_bodies(self, line: IntentLine, place: str, number: int) -> None:
-        self._bound.add_bodies({sent.sha256: sent.bytes for sent in line.messages if sent.kept})
         for sent in line.messages:
             if sent.kept:
                 path = self._segments.body_path(number, sent.sha256)
@@ -369,8 +373,7 @@ class _Verifier:
             self._add_problem(
                 self.verdict.directory, f"{lines} are missing and no line states their removal"
             )
-        numbers = self._segments.numbers()
-        if numbers and (found := self._bound.find_unneeded(numbers[0])):
+        if found := self._removals.find_unneeded():
             self._add_problem(*found)
         self._conclude_heads()
         for intent in self._open:
@@ -404,79 +407,3 @@ class _Verifier:
         else:
             text = f"{kind} {number} is not in this ledger"
         self._add_problem(self.verdict.directory, text)
-
-
-class _Removal(NamedTuple):
-    """A stated removal of a file."""
-
-    place: str
-    line: RemovedLine
-    left_bytes: int  # in use when it was stated
-    bound: int  # that was in force
-
-
-class _Bound:
-    """Judges whether a stated removal was needed to keep the ledger within its bound.
-
-    The writer removes a file only if the bytes in use and those of the next write exceed the bound.
-    So the remaining files, the removed file and the largest write together reach the bound. The
-    size of the removed file is in the line about it, and in the first line of the next file, which
-    is older than that line.
-    """
-
-    def __init__(self, lowest: int) -> None:
-        self._lowest = lowest  # the smallest bound that the user has ever set; 0 = never lowered
-        self._max_bytes = 0  # the largest bound that a file states so far; 0 = none states one
-        self._used = 0  # bytes of the files that are there, up to the current line
-        self._longest_line = 0
-        self._most_kept = 0  # bytes of the bodies that one intent keeps
-        self._kept: set[str] = set()  # bodies of the current file
-        self._previous_bytes: dict[int, int] = {}  # of files, as the first line of the next states
-        self._removed: dict[int, _Removal] = {}
-
-    def begin_file(self, line: SegmentLine) -> None:
-        """Record the bound that a file states, and the size of the file before it.
-
-        A file that states a smaller bound than an earlier file does not change it.
-        """
-        self._kept.clear()
-        self._previous_bytes[line.segment - 1] = line.previous_bytes
-        self._max_bytes = max(self._max_bytes, line.max_bytes)
-
-    def add(self, size: int) -> None:
-        """Count bytes that are not of a line."""
-        self._used += size
-
-    def add_line(self, size: int) -> None:
-        """Count a line."""
-        self._used += size
-        self._longest_line = max(self._longest_line, size)
-
-    def add_bodies(self, sizes: Mapping[str, int]) -> None:
-        """Count the kept bodies of an intent, each once per file."""
-        self._most_kept = max(self._most_kept, sum(sizes.values()))
-        self._used += sum(size for sha256, size in sizes.items() if sha256 not in self._kept)
-        self._kept |= sizes.keys()
-
-    def remove(self, place: str, line: RemovedLine) -> None:
-        """Record the first statement of a removal."""
-        bound = min(self._lowest or self._max_bytes, self._max_bytes)
-        self._removed.setdefault(line.segment, _Removal(place, line, self._used, bound))
-
-    def find_unneeded(self, first_file: int) -> tuple[str, str] | None:
-        """Return (place, problem) if the removal before the first file was not needed.
-
-        Earlier removals cannot be judged: the files that existed then are not known.
-        """
-        removal = self._removed.get(first_file - 1)
-        if removal is None:
-            return None
-        place, line, left, bound = removal
-        write = GROUP_LINES * (self._longest_line + LINK_BYTES)
-        write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
-        most = self._previous_bytes.get(first_file - 1) or bound // SEGMENTS + write
-        if left + min(line.bytes, most) + write >= bound:
-            return None
-        what = f"states that file {line.segment} was removed, and only {left} bytes were left"
-        why = f"the bound of {bound} did not require it (--max-bytes, if it was lowered)"
-        return place, f"{what}: {why}"

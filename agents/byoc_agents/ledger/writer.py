@@ -29,13 +29,14 @@ from byoc_agents.ledger.format import (
     receipt_of,
 )
 from byoc_agents.ledger.recent import unknown_batch
+from byoc_agents.ledger.removal import MAX_GROUP, REFUSED_BURST
 from byoc_agents.ledger.tree import TreeHead
 from byoc_agents.message import Message, Outcome
 
 HEAD_KEY = "ledger/head"  # in the spool's state: size and root
-MAX_GROUP = 16  # lines that share one fsync
-REFUSED_BURST = 20  # lines at once, and
-REFUSED_REFILL_NS = 3_000_000_000  # one more after so long: 28,800 lines a day at most
+REFUSED_REFILL_NS = (
+    3_000_000_000  # one more line than REFUSED_BURST after so long: 28,800 lines a day at most
+)
 
 T = TypeVar("T")
 

@@ -7,13 +7,13 @@ A proof of a line is in the format of c2sp.org/tlog-proof. A proof of an earlier
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from byoc_agents.ledger import heads
 from byoc_agents.ledger.heads import KeptHeads
-from byoc_agents.ledger.reader import History, read_history
+from byoc_agents.ledger.reader import History, grow, read_history
 from byoc_agents.ledger.tree import encode_hash, prove_consistency, prove_inclusion
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 
@@ -148,9 +148,11 @@ def read_heads(file: str, key_file: str | None) -> KeptHeads:
 
     Raises UsageError and OSError.
     """
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        found = heads.parse_heads(text)
+        found = heads.parse_heads(content.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: {error}: expected a text of heads in UTF-8") from error
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from error
     if not found.heads and not found.anchors:
@@ -169,10 +171,37 @@ def _shorten(texts: Sequence[str], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def verify_with(kept: KeptHeads, name: str, path: Path, max_bytes: int) -> LedgerVerdict:
-    """Verify one ledger with the heads that are its own."""
+def verify_with(
+    kept: KeptHeads, name: str, paths: Sequence[Path], bounds: Sequence[int]
+) -> list[LedgerVerdict]:
+    """Verify the ledgers of one daemon, of one replica each, with the heads that are its own.
+
+    A head does not say of which replica it is: it must be of one of them.
+    """
     own = kept.of_ledger(name)
-    verdict = verify(path, own, max_bytes=max_bytes)
-    if kept != KeptHeads() and own == KeptHeads():
-        verdict.problems.append(f"{path}: no kept head is named {name}: nothing confirms it")
-    return verdict
+    parts = divide(own, paths) if len(paths) > 1 else [own]
+    verdicts = [verify(path, part, bounds=bounds) for path, part in zip(paths, parts, strict=True)]
+    for path, part, verdict in zip(paths, parts, verdicts, strict=True):
+        if kept != KeptHeads() and part == KeptHeads():
+            verdict.problems.append(f"{path}: no kept head is named {name}: nothing confirms it")
+    return verdicts
+
+
+def divide(kept: KeptHeads, paths: Sequence[Path]) -> list[KeptHeads]:
+    """Return the heads for each of several ledgers: those that it has, or could have had.
+
+    A head that no ledger has is for those that have removed its lines, and otherwise for all.
+    """
+    grown = [grow(path, {head.size for head in kept.heads}) for path in paths]
+    parts: list[list[heads.KeptHead]] = [[] for _ in paths]
+    for head in kept.heads:
+        same = [at for at, one in enumerate(grown) if one.roots.get(head.size) == head.root]
+        gone = [at for at, one in enumerate(grown) if head.size < one.first_size]
+        for at in same or gone or range(len(paths)):
+            parts[at].append(head)
+    return [KeptHeads(tuple(part)) for part in parts]
+
+
+def find_foreign(kept: KeptHeads, names: Collection[str]) -> list[str]:
+    """Return the names of the heads that are of no ledger with one of these names."""
+    return sorted({head.name for head in kept.heads if head.ledger and head.ledger not in names})

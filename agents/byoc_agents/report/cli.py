@@ -13,9 +13,9 @@ import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.command_line import CommandParser, color_verdict
-from byoc_agents.app.settings import CoreSettings, settings_of
+from byoc_agents.app.settings import CoreSettings, settings_of, size
 from byoc_agents.ledger.format import LinePosition
-from byoc_agents.ledger.heads import KeptHeads
+from byoc_agents.ledger.heads import ANCHOR, KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
@@ -63,7 +63,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        sys.stderr.write(f"byoc-agents ledger: {error.filename}: {error.strerror}\n")
+        known = error.filename and error.strerror
+        reason = f"{error.filename}: {error.strerror}" if known else str(error)
+        sys.stderr.write(f"byoc-agents ledger: {reason}\n")
         return 2
     return code
 
@@ -93,11 +95,12 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
         "--heads", metavar="FILE", help="all heads that you have kept: checkpoints, SIZE ROOT lines"
     )
     check.add_argument(
-        "--key", metavar="FILE", help="accept only --heads that are signed with this key"
+        "--origin", default="", metavar="NAME", help="with --heads: only those named NAME/DAEMON"
     )
     check.add_argument(
-        "--max-bytes", type=int, default=0, help="lowest BYOC_LEDGER_MAX_BYTES, if you lowered it"
+        "--key", metavar="FILE", help="accept only --heads that are signed with this key"
     )
+    _add_bound(check, environ)
     check.add_argument(
         "--cloudtrail",
         action="append",
@@ -116,6 +119,7 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     checkpoint.add_proof_arguments(proof)
     page = _command(commands.add_parser, "report", _report, environ)
     page.add_argument("--html", required=True, metavar="FILE", help="where to write it; - = stdout")
+    _add_bound(page, environ)
     _add_filters(page)
     return parser
 
@@ -152,6 +156,42 @@ def standard_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
     return setting.variable, environ.get(setting.variable) or default
 
 
+def _add_bound(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    variable, bound = _standard_bound(environ)
+    parser.set_defaults(standard_bound=bound)
+    parser.add_argument(
+        "--max-bytes",
+        action="append",
+        default=[],
+        type=_size,
+        metavar="SIZE",
+        help=f"bound of the ledger; once for each value that {variable} ever had; now {bound}",
+    )
+
+
+def _bounds(options: argparse.Namespace) -> list[int]:
+    """Return the bounds that the user names, or the one of the setting. Raises UsageError."""
+    try:
+        return options.max_bytes or [_size(options.standard_bound)]
+    except argparse.ArgumentTypeError as error:
+        raise checkpoint.UsageError(f"BYOC_LEDGER_MAX_BYTES: {error}") from error
+
+
+def _standard_bound(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the variable that bounds the ledger, and its value or the default."""
+    setting, _ = settings_of(CoreSettings)["ledger_max_bytes"]
+    fields = msgspec.structs.fields(CoreSettings)
+    default = next(str(field.default) for field in fields if field.name == "ledger_max_bytes")
+    return setting.variable, environ.get(setting.variable) or default
+
+
+def _size(value: str) -> int:
+    try:
+        return size(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value}: {error}") from error
+
+
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", type=_moment, default="", metavar="TIME", help=_TIME)
     parser.add_argument("--until", type=_moment, default="", metavar="TIME", help="and before this")
@@ -176,7 +216,7 @@ def _moment(value: str) -> str:
 
 def _anchor(value: str) -> tuple[int, str]:
     sequence, _, sha256 = value.partition(":")
-    if not sequence.isdigit() or len(sha256) != 64:  # noqa: PLR2004  hex digits of a SHA-256
+    if not ANCHOR.fullmatch(value):
         raise argparse.ArgumentTypeError(f"{value}: expected SEQUENCE:SHA256, the head of /status")
     return int(sequence), sha256.lower()
 
@@ -226,28 +266,45 @@ def _verify(options: argparse.Namespace) -> int:
         sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --daemon\n")
         return 2
     heads = checkpoint.read_heads(options.heads, options.key) if options.heads else KeptHeads()
-    if len(where) > 1 and (heads.anchors or any(not head.name for head in heads.heads)):
-        sys.stderr.write("byoc-agents ledger verify: heads without a name: add --daemon\n")
+    if options.origin and not (heads := heads.of_origin(options.origin)).heads:
+        raise checkpoint.UsageError(f"{options.heads}: no head is named {options.origin}/DAEMON")
+    daemons = {_daemon_of(path) for path in where.values()}
+    unnamed = len(daemons) > 1 and any(not head.name for head in heads.heads)
+    if unnamed or (len(where) > 1 and heads.anchors):
+        text = "heads without a name: add --daemon, or the directory of one ledger"
+        sys.stderr.write(f"byoc-agents ledger verify: {text}\n")
         return 2
     heads = heads._replace(
         anchors=(*heads.anchors, *(LinePosition(*one) for one in options.anchor))
     )
-    verdicts = {
-        name: checkpoint.verify_with(heads, name, path, options.max_bytes)
-        for name, path in where.items()
-    }
-    for name, verdict in verdicts.items():
-        _write_verdict(name, verdict, as_json=options.json)
-    ok = all(verdict.ok for verdict in verdicts.values())
-    named = {head.ledger for head in heads.heads if head.name}
-    if not options.daemon and (absent := sorted(named - verdicts.keys())):
-        ok = False
-        why = "expected their ledgers too, or --daemon to verify one"
-        sys.stderr.write(
-            f"byoc-agents ledger verify: kept heads of ledgers that are not here:"
-            f" {', '.join(absent)}: {why}\n"
-        )
+    ok = _compare_heads(where, heads, options)
     return 0 if _compare_trail(where, options) and ok else 1
+
+
+def _compare_heads(
+    where: Mapping[str, Path], heads: KeptHeads, options: argparse.Namespace
+) -> bool:
+    """Verify each ledger, and print its verdict. Return whether there is no problem."""
+    bounds = _bounds(options)
+    same: dict[str, list[str]] = {}
+    for name, path in where.items():
+        same.setdefault(_daemon_of(path), []).append(name)
+    ok = True
+    for daemon, names in same.items():
+        paths = [where[name] for name in names]
+        for name, verdict in zip(
+            names, checkpoint.verify_with(heads, daemon, paths, bounds), strict=True
+        ):
+            _write_verdict(name, verdict, as_json=options.json)
+            ok = ok and verdict.ok
+    foreign = checkpoint.find_foreign(heads, same.keys())
+    for name in foreign:
+        if options.daemon:
+            text = f"kept heads named {name} were not compared: --daemon is {options.daemon}"
+        else:
+            text = f"kept heads named {name} are of no ledger here: is it deleted, or elsewhere?"
+        sys.stderr.write(f"byoc-agents ledger verify: {text}\n")
+    return ok and (bool(options.daemon) or not foreign)
 
 
 def _compare_trail(where: Mapping[str, Path], options: argparse.Namespace) -> bool:
@@ -298,7 +355,7 @@ def _report(options: argparse.Namespace) -> int:
     from byoc_agents.report.page import render_page  # noqa: PLC0415  the schemas cost 0.2 s
 
     where = find_ledgers(options.directories, options.daemon)
-    verdicts = {name: verify(path) for name, path in where.items()}
+    verdicts = {name: verify(path, bounds=_bounds(options)) for name, path in where.items()}
     html = render_page(where, verdicts, _filter(options))
     if options.html == "-":
         sys.stdout.write(html)
@@ -315,13 +372,18 @@ def find_ledgers(directories: Sequence[str], daemon: str) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for directory in map(Path, directories):
         for path in _below(directory):
-            name = path.resolve().parent.name if path.name == "ledger" else path.name
+            name = _daemon_of(path)
             found[name if name not in found else str(path)] = path
-    chosen = {name: path for name, path in found.items() if daemon in {"", name}}
+    chosen = {name: path for name, path in found.items() if daemon in {"", name, _daemon_of(path)}}
     if not chosen:
         of_daemon = f" of {daemon}" if daemon else ""
         raise NoLedgerError(f"no ledger{of_daemon} below {', '.join(directories)}")
     return chosen
+
+
+def _daemon_of(path: Path) -> str:
+    """Return the daemon's name: of the directory of its ledger, or of the one above `ledger`."""
+    return path.resolve().parent.name if path.name == "ledger" else path.name
 
 
 def _below(directory: Path) -> list[Path]:

@@ -206,7 +206,7 @@ def _records_of(path: Path) -> Iterator[dict[str, Any]]:
         yield from _json_lines(path, content)
         return
     records = found.get("Records", [found]) if isinstance(found, dict) else found
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(records if isinstance(records, list) else [records], 1):
         yield _check_event(record, f"{path}: record {number}")
 
 
@@ -220,7 +220,7 @@ def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{place}: {error}: expected an event of CloudTrail") from error
         records = found.get("Records", [found]) if isinstance(found, dict) else [found]
-        for record in records:
+        for record in records if isinstance(records, list) else [records]:
             yield _check_event(record, place)
 
 

@@ -139,12 +139,16 @@ def kinds(directory: Path) -> list[str]:
 
 
 def checked(
-    directory: Path, anchors: dict[int, str] | None = None, *, heads: str = "", max_bytes: int = 0
+    directory: Path,
+    anchors: dict[int, str] | None = None,
+    *,
+    heads: str = "",
+    bounds: Sequence[int] = (),
 ) -> LedgerVerdict:
     kept = parse_heads(heads)
     given = tuple(LinePosition(*one) for one in (anchors or {}).items())
     kept = kept._replace(anchors=kept.anchors + given)
-    return verify(directory, kept, settle=lambda: None, max_bytes=max_bytes)
+    return verify(directory, kept, settle=lambda: None, bounds=bounds)
 
 
 def total_bytes(directory: Path) -> int:

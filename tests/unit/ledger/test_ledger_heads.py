@@ -208,9 +208,10 @@ def test_a_rotation_is_no_forgery(tmp_path: Path) -> None:
 def test_a_rotation_under_a_bound_that_was_lowered_needs_the_customers_word(tmp_path: Path) -> None:
     kept = run(tmp_path, 250)
     kept += run(tmp_path, 5, first=250, max_bytes=128 * 1024)
-    (problem,) = checked(tmp_path, heads=kept[-1]).problems
-    assert "did not require it (--max-bytes, if it was lowered)" in problem
-    assert checked(tmp_path, heads=kept[-1], max_bytes=128 * 1024).ok
+    (problem,) = checked(tmp_path, heads=kept[-1], bounds=[BOUND]).problems
+    assert "did not require it. The ledger states a bound of 131072: if BYOC_LEDGER" in problem
+    assert "run again with --max-bytes 131072 --max-bytes 1048576" in problem
+    assert checked(tmp_path, heads=kept[-1], bounds=[128 * 1024, BOUND]).ok
 
 
 def test_a_file_that_does_not_continue_the_tree_is_found(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 from byoc_agents.ledger.format import RefusedLine
-from byoc_agents.ledger.writer import REFUSED_BURST, FileLedger
+from byoc_agents.ledger.removal import REFUSED_BURST
+from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import SMALL, FaultyDisk, checked, ledger, lines, message, tried
 

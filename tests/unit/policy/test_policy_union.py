@@ -113,6 +113,24 @@ NOT_WIDER: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("namespace", ["db", ""])
+def test_a_second_policy_of_our_name_is_found(namespace: str) -> None:
+    """It replaces ours when the file is applied, so it is found whatever it selects."""
+    metadata = {key: value for key, value in OURS["metadata"].items() if key != "namespace"}
+    metadata |= {"namespace": namespace} if namespace else {}
+    second = {**OURS, "metadata": metadata, "spec": {"podSelector": {"matchLabels": {"a": "b"}}}}
+    pod = Pod(LABELS, "db", POD.wanted, frozenset({OURS["metadata"]["name"]}))
+    for manifest in ([OURS, second], [second, OURS]):
+        (finding,) = judge_others(OURS, manifest, pod)
+        assert "appears twice: the later document replaces the other" in finding.problem
+
+
+def test_a_policy_of_our_name_elsewhere_is_another_object() -> None:
+    elsewhere = {**OURS, "metadata": {**OURS["metadata"], "namespace": "web"}}
+    service = {"kind": "Service", "metadata": OURS["metadata"]}
+    assert judge_others(OURS, [OURS, elsewhere, service], POD) == []
+
+
 @pytest.mark.parametrize("name", NOT_WIDER)
 def test_a_policy_that_adds_nothing_is_not(name: str) -> None:
     assert judge_others(OURS, [NOT_WIDER[name], OURS], POD) == []

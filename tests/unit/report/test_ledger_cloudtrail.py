@@ -305,10 +305,13 @@ def test_a_directory_of_files_is_read(state_dir: Path, trail: list[Event], capsy
         (b"no json", "expected an event of CloudTrail"),
         (b'{"eventSource": "s3.amazonaws.com"}', "eventTime: "),
         (b'{"Records": [7]}', "record 1: expected an event of CloudTrail"),
+        (b"null", "record 1: expected an event of CloudTrail"),
+        (b'{"Records": 5}', "record 1: expected an event of CloudTrail"),
+        (b'{"Records": 5}\n{"Records": 6}', ":1: expected an event of CloudTrail"),
         (gzip.compress(b"{}")[:-6], "expected a gzip file"),
         (b"[" * 100_000, "expected an event of CloudTrail"),
     ],
-    ids=["text", "time", "number", "gzip", "deep"],
+    ids=["text", "time", "number", "null", "no list", "no list in a line", "gzip", "deep"],
 )
 def test_a_file_that_is_not_of_cloudtrail_is_refused(
     content: bytes, error: str, state_dir: Path, capsys: Output
