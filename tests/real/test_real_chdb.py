@@ -174,6 +174,46 @@ def test_a_customers_folder_has_no_records_of_another_one(
     assert int(row["records"]) == int(loaded)
 
 
+def test_a_record_whose_source_is_not_that_of_its_data_is_not_loaded(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    history = ReplicaHistory(organization_id="org-2")
+    foreign = history.measured().source
+    own, repeated = (ReplicaHistory(seed=seed).measured() for seed in (1, 2))
+    messages = objects([own]), objects([replace(repeated, source=foreign)])
+    for number, one in enumerate(messages):
+        place = stored(tmp_path / str(number), one)
+        load(database, f"file(\n    '{place}/v1/**/*.jsonl.{{zst,gz}}'")
+    assert rows(database, "SELECT source FROM byoc_usage") == [{"source": own.source}]
+
+
+def test_a_customer_that_repeats_the_identity_of_a_gap_does_not_change_another_ones_bill(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    """Such a row of a table that was filled before `load.sql` asked for the source."""
+    history = ReplicaHistory(organization_id="org-2")
+    gap = history.lose_state(period_ms=600_000)
+    size = replace(gap.data.allocated, counted_milliseconds=600_000)
+    messages = objects([history.measured(), altered(gap, allocated=size)])
+    load(database, f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'")
+    query = statements("totals.sql")[0].rstrip().rstrip(";")
+    query = f"SELECT * FROM ({query}) WHERE organization_id = 'org-2'"
+    wanted = rows(database, query)
+    assert sum(Decimal(row["allocated_core_seconds"]) for row in wanted) > 0
+    for name, quality, reason in (("id", "gap", "no_checkpoint"), ("'other'", "measured", "")):
+        database.query(
+            "INSERT INTO byoc_usage SELECT * REPLACE('org-1' AS organization_id, 'x' AS replica,"
+            " 'x' AS pod_uid, charge_period_start - INTERVAL 1 DAY AS charge_period_start,"
+            f" charge_period_end - INTERVAL 1 DAY AS charge_period_end, {name} AS id,"
+            f" '{quality}' AS quality, '{reason}' AS gap_reason)"
+            " FROM (SELECT * FROM byoc_usage WHERE quality = 'gap' AND organization_id = 'org-2')"
+        )
+    (added,) = rows(database, "SELECT count() n FROM byoc_usage WHERE organization_id = 'org-1'")
+    assert added == {"n": "2"}
+    assert rows(database, query) == wanted
+    assert rows(database, statements("conflicts.sql")[0]) == []
+
+
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
 def test_files_give_the_totals_of_the_verifier_however_often_they_are_loaded(
     database: chdb.session.Session, tmp_path: Path, compression: Compression

@@ -1,6 +1,7 @@
 -- Records that came twice with other figures under one id. There should be none; one row here is a
 -- reason to run `byoc-agents verify` before anything is billed. Run it before a merge hides one.
 SELECT
+    organization_id,
     source,
     id,
     count() AS rows,
@@ -8,6 +9,6 @@ SELECT
         AS figures,
     groupUniqArray(object) AS objects
 FROM byoc_usage
-GROUP BY source, id
+GROUP BY organization_id, source, id
 HAVING length(figures) > 1
-ORDER BY source, id;
+ORDER BY organization_id, source, id;

@@ -87,6 +87,8 @@ FROM s3(
         machine_cpus Nullable(Int64),
         counter_milliseconds Nullable(Int64))')
 WHERE type = 'byoc.billing.usage.v1'
+    AND source = concat('/organizations/', data.organization_id, '/services/', data.service_id,
+        '/replicas/', data.replica)
     -- A customer may write below its own folder only. So no record there is of another one.
     AND has(
         ['', data.organization_id],

@@ -103,6 +103,8 @@ SELECT
     _path AS object
 FROM byoc_usage_queue_YEAR_MONTH
 WHERE type = 'byoc.billing.usage.v1'
+    AND source = concat('/organizations/', data.organization_id, '/services/', data.service_id,
+        '/replicas/', data.replica)
     -- A customer may write below its own folder only. So no record there is of another one.
     AND has(
         ['', data.organization_id],

@@ -47,6 +47,11 @@ WITH
     covered AS
     (
         SELECT
+            organization_id,
+            service_id,
+            replica,
+            pod,
+            container_name,
             gap.source AS source,
             gap.id AS id,
             toInt64(intervalLengthSumIf(
@@ -59,7 +64,7 @@ WITH
         FROM usage AS gap
         INNER JOIN usage AS other USING (organization_id, service_id, replica, pod, container_name)
         WHERE gap.soft
-        GROUP BY source, id
+        GROUP BY organization_id, service_id, replica, pod, container_name, source, id
     ),
     counted AS
     (
@@ -71,7 +76,8 @@ WITH
                 ifNull(allocated_counted_milliseconds,
                     if(quality = 'gap', 0, end_ms - start_ms))) AS counted_ms
         FROM usage
-        LEFT JOIN covered USING (source, id)
+        LEFT JOIN covered
+            USING (organization_id, service_id, replica, pod, container_name, source, id)
     )
 SELECT
     organization_id,
