@@ -196,7 +196,7 @@ def _chains(text: str) -> dict[str, list[str]]:
     """Return the rules of each block, by the words that lead to it, in one spelling."""
     found: dict[str, list[str]] = {}
     path: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # the only end of a comment in nft
         rule = " ".join(line.split())
         for pattern, own in SPELLINGS:
             rule = re.sub(pattern, own, rule)

@@ -50,9 +50,22 @@ def judge_others(document: object, manifest: Iterable[object], pod: Pod) -> list
     for other in manifest:
         if other is document or not isinstance(other, Mapping) or not is_network_policy(other):
             continue
+        if isinstance(document, Mapping) and _replaces(other, document, pod):
+            title = f"{other.get('kind')} {_name(other)}"
+            problem = "appears twice: the last one that is applied replaces the others"
+            found.append(PolicyFinding(title, problem, "one document of this kind and name"))
         if _name(other) not in pod.accepted:
             found += _judge(other, pod)
     return found
+
+
+def _replaces(other: Mapping[str, Any], document: Mapping[str, Any], pod: Pod) -> bool:
+    """Return whether both are one object of the cluster, if applied in the pod's namespace."""
+    return (
+        other.get("kind") == document.get("kind")
+        and _name(other) == _name(document)
+        and not _elsewhere(other, pod)
+    )
 
 
 def is_network_policy(document: Mapping[str, Any]) -> bool:
@@ -90,7 +103,7 @@ def _elsewhere(other: Mapping[str, Any], pod: Pod) -> bool:
 def _judge_spec(
     title: str, spec: Mapping[str, Any], group: str, pod: Pod
 ) -> Iterator[PolicyFinding]:
-    if group == CILIUM and "nodeSelector" in spec:
+    if group == CILIUM and spec.get("nodeSelector") is not None:
         return  # a policy of nodes
     selector = spec.get("podSelector" if group == KUBERNETES else "endpointSelector")
     if not may_select(selector, dict(pod.labels) | {NAMESPACE_LABEL: pod.namespace}):
