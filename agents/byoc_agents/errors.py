@@ -16,18 +16,36 @@ EnvelopeReason = Literal["too_large", "not_an_envelope", "wrong_type", "too_few_
 USER_OF_URL = re.compile(r"(://)[^\s,]*@")
 # The same of a text that was meant to be a URL, and was not hidden already.
 USER_WITHOUT_SCHEME = re.compile(r"[^\s,'\"=@:/]*:(?!//)(?![^\s,]*\*\*\*@)[^\s,]*@")
-QUERY_OF_URL = re.compile(r"(://[^\s,?#'\"]*)[?#][^\s,'\"]*")
+QUERY_OF_URL = re.compile(r"(://[^\s,?#;'\"]*)[?#;][^\s,'\"]*")
+HIDDEN_USER = "://***@"
+# A mistake of a URL setting up to its value, and what follows the path of a URL in quotes.
+URL_MISTAKE = re.compile(r"[A-Z0-9_]*(?:URL|TARGET|SERVERS|PROXY)[A-Z0-9_]*:")
+FIRST_QUOTE = re.compile(r"[^'\"@]*['\"]")
+QUERY_IN_QUOTES = re.compile(r"(['\"][^?#;'\"]*)[?#;][^'\"]*")
 
 
 def hide_url_secrets(text: str) -> str:
     """Return a text in which no URL has a user, a password, a query or a fragment.
 
-    Of `user:password@host`, which is not a URL, the user and the password are hidden as well.
+    Of `user:password@host`, which is not a URL, the user and the password are hidden as well. In a
+    mistake of a URL setting, all that is before the last @ of a malformed value is hidden.
 
     The only way in which a URL of the settings is printed.
     """
     hidden = USER_WITHOUT_SCHEME.sub("***@", USER_OF_URL.sub(r"\1***@", text))
-    return QUERY_OF_URL.sub(r"\1?***", hidden)
+    hidden = QUERY_OF_URL.sub(r"\1?***", hidden)
+    if not URL_MISTAKE.match(hidden):
+        return hidden
+    quote = FIRST_QUOTE.match(hidden)
+    if quote and "@" in hidden.replace(HIDDEN_USER, ""):  # a user in a form that is not a URL
+        hidden = f"{quote[0]}***@{hidden.rpartition('@')[2]}"
+    return QUERY_IN_QUOTES.sub(r"\1?***", hidden)
+
+
+def hide_setting_secrets(variable: str, value: str) -> str:
+    """Return the value of a setting without the secrets of a URL, well formed or not."""
+    prefix = f"{variable}: '"
+    return hide_url_secrets(f"{prefix}{value}").removeprefix(prefix)
 
 
 def remove_url_user(url: str) -> str:

@@ -116,9 +116,10 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "no-addresses": ("networkPolicy.cidrs=null", "networkPolicy.cidrs.s3: is required"),
     "all-addresses": (
         "networkPolicy.cidrs.s3[0]=0.0.0.0/0",
-        "cidrs.s3: 0.0.0.0/0 is wider than /8; expected narrower addresses, or networkPolicy.wide",
+        "cidrs.s3: 0.0.0.0/0 is wider than /8 (IPv6: /24, or /104 if it embeds IPv4)",
     ),
     "all-addresses-of-ipv6": ("networkPolicy.cidrs.sqs[0]=::/0", "cidrs.sqs: ::/0 is wider"),
+    "all-of-ipv4-by-nat64": ("networkPolicy.cidrs.sqs[0]=64:ff9b::/96", "64:ff9b::/96 is wider"),
     "all-addresses-in-two-halves": (
         "networkPolicy.cidrs.sts[0]=0.0.0.0/1,networkPolicy.cidrs.sts[1]=128.0.0.0/1",
         "cidrs.sts: 128.0.0.0/1 is wider",

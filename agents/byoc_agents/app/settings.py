@@ -21,7 +21,7 @@ from byoc_agents.app.files import (
     NotReadableError,
     read_within,
 )
-from byoc_agents.errors import ConfigError, hide_url_secrets
+from byoc_agents.errors import ConfigError, hide_setting_secrets
 
 S = TypeVar("S", bound=msgspec.Struct)
 # Variables that Kubernetes sets for a service whose name starts with byoc- (enableServiceLinks)
@@ -210,7 +210,12 @@ def describe(settings: msgspec.Struct) -> dict[str, Any]:
     for name, (setting, _) in settings_of(type(settings)).items():
         value = getattr(settings, name)
         if isinstance(value, str):
-            value = hide_url_secrets(value)
+            value = hide_setting_secrets(setting.variable, value)
+        elif isinstance(value, dict):
+            value = {
+                key: hide_setting_secrets(setting.variable, one) if isinstance(one, str) else one
+                for key, one in value.items()
+            }
         plain = msgspec.to_builtins(value, order="deterministic")
         shown[setting.variable] = "***" if setting.secret and value else plain
     return shown

@@ -24,7 +24,14 @@ from byoc_agents.policy.drift import PolicyFinding
 ELEMENTS = ("Principal", "Action", "Resource")
 KNOWN = frozenset({"Sid", "Effect", "Condition", *ELEMENTS, *(f"Not{name}" for name in ELEMENTS)})
 # Names under which the AWS command line returns a document.
-WRAPPERS = ("PolicyDocument", "AssumeRolePolicyDocument", "Policy", "Attributes")
+WRAPPERS = (
+    "PolicyDocument",
+    "AssumeRolePolicyDocument",
+    "Policy",
+    "Attributes",
+    "PolicyVersion",  # of get-policy-version
+    "Document",
+)
 _TOKEN = re.compile(r"\$\{([^}]*)\}|(.)", re.DOTALL)
 _OPERATOR = re.compile(r"(?:(ForAllValues|ForAnyValue):)?(\w+?)(IfExists)?", re.IGNORECASE)
 _ACCOUNT = re.compile(r"arn:[\w-]+:iam::(\d{12}):root")
@@ -133,9 +140,10 @@ def differences(wanted: Mapping[str, Any], given: object) -> list[PolicyFinding]
 def unwrap_response(given: object) -> object:
     """Return the document inside a response of the AWS command line, e.g. of get-bucket-policy."""
     while isinstance(given, Mapping) and "Statement" not in given:
-        inner = next((given[name] for name in WRAPPERS if name in given), None)
-        if inner is None:
+        found = [given[name] for name in WRAPPERS if given.get(name) is not None]
+        if len(found) != 1:  # of several documents, one alone would be judged
             return given
+        (inner,) = found
         given = parse_json(inner) if isinstance(inner, str) else inner
     return given
 

@@ -102,7 +102,7 @@ too. The customer has to say so, unless rules by uid refuse them to ClickHouse.
 {{- $given := dict "dns" $policy.dns -}}
 {{- range $name, $cidrs := $policy.cidrs -}}{{- $_ := set $given (printf "cidrs.%s" $name) $cidrs -}}{{- end -}}
 {{- range $name, $cidrs := $given -}}
-{{- range $cidrs -}}{{- if regexMatch "/0*[0-7]$" . -}}{{- $wrong = append $wrong (printf "networkPolicy.%s: %s is wider than /8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}
+{{- range $cidrs -}}{{- if include "byoc-agents.isWide" . -}}{{- $wrong = append $wrong (printf "networkPolicy.%s: %s is wider than /8 (IPv6: /24, or /104 if it embeds IPv4), or within 0.0.0.0/8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}
 {{- end -}}
 {{- range include "byoc-agents.roles" . | fromJsonArray -}}
 {{- if and $policy.enabled (include "byoc-agents.hasPolicy" (dict "root" $root "role" .)) -}}
@@ -176,4 +176,14 @@ without a cluster (`helm template`, `helm lint`).
 {{- $units := dict "" 1 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
 {{- $bytes := mul (regexFind "^[0-9]+" .size | int64) (index $units (regexReplaceAll "^[0-9]+" .size "") | default 1) -}}
 {{- printf "%d bytes of storage class %s" $bytes (.storageClassName | default "(default)") -}}
+{{- end -}}
+
+{{/* Whether a CIDR is wide: IPv6 prefixes that embed IPv4 addresses (NAT64, mapped) by the inner width. */}}
+{{- define "byoc-agents.isWide" -}}
+{{- $wide := or (regexMatch "/0*[0-7]$" .) (regexMatch "^0+[.]" .) -}}
+{{- if contains ":" . -}}
+{{- $wide = regexMatch "/0*([0-9]|1[0-9]|2[0-3])$" . -}}
+{{- if regexMatch "(?i)^(0*64:0*ff9b:|[0:]*:)" . -}}{{- $wide = regexMatch "/0*([0-9]{1,2}|10[0-3])$" . -}}{{- end -}}
+{{- end -}}
+{{- if $wide -}}true{{- end -}}
 {{- end -}}

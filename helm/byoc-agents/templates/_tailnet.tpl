@@ -166,7 +166,7 @@ http {
 {{- if $v.httpsProxy -}}{{- $wrong = append $wrong "tailnet.enabled: does not use httpsProxy; expected a route to the coordination server and the relays, and no httpsProxy" -}}{{- end -}}
 {{- if not $v.networkPolicy.wide -}}
 {{- range $name, $cidrs := dict "tailnet.cidrs" $t.cidrs "tailnet.dns" $t.dns "tailnet.kubernetes.cidrs" $t.kubernetes.cidrs -}}
-{{- range $cidrs -}}{{- if regexMatch "/0*[0-7]$" . -}}{{- $wrong = append $wrong (printf "%s: %s is wider than /8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}
+{{- range $cidrs -}}{{- if include "byoc-agents.isWide" . -}}{{- $wrong = append $wrong (printf "%s: %s is wider than /8 (IPv6: /24, or /104 if it embeds IPv4), or within 0.0.0.0/8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if $t.kubernetes.enabled -}}

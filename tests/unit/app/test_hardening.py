@@ -219,6 +219,19 @@ SECRET_URLS = {
     "BYOC_HTTPS_PROXY": "socks://u:hunter2@h",
 }
 
+MALFORMED = (
+    "u:hunter2@h:8123",
+    "//u:hunter2@h/",
+    "https:u:hunter2@h",
+    "https://u:hunter2 @h",
+    "u:%hunter2@h",
+    "https://u:a@hunter2@h",
+    "u:hunter2@h?token=hunter2#hunter2",
+    "h/q?token=hunter2",
+    "ftp://h/q;token=hunter2",
+    "u:it's hunter2@h",
+)
+
 
 def configure_and_start(daemons: list[str], environ: dict[str, str]) -> None:
     """Read the settings and make the gate, as the daemons do first."""
@@ -246,6 +259,20 @@ def test_no_mistake_prints_the_secrets_of_a_url(variable: str) -> None:
     with pytest.raises(ConfigError) as caught:
         configure_and_start(daemons, environ)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+@pytest.mark.parametrize("variable", SECRET_URLS)
+def test_nothing_prints_the_secrets_of_a_malformed_url(variable: str, value: str) -> None:
+    daemons = ["billing-scraper", "state-exporter", "alert-forwarder"]
+    prefix = "clickhouse:" if variable == "BYOC_BILLING_TARGET" else ""
+    environ = IDENTITY | ALL | {variable: prefix + value}
+    try:
+        shown = str(configure(daemons, environ).describe())
+        configure_and_start(daemons, environ)
+    except ConfigError as error:
+        shown = str(error)
+    assert "hunter2" not in shown
 
 
 @pytest.mark.parametrize("password", ["hunter2/1", "1/hunter2", "hunter2?", "#hunter2"])

@@ -10,6 +10,7 @@ from byoc_agents.policy.aws import iam_policy
 from byoc_agents.policy.cilium import cilium_policy
 from byoc_agents.policy.drift import canonical, differences, matching
 from byoc_agents.policy.flows import NODE_LOCAL
+from byoc_agents.policy.iam import unwrap_response
 from byoc_agents.policy.inputs import Facts, Options
 from byoc_agents.policy.kubernetes import network_policy
 from tests.unit.policy.policies import FACTS, listening
@@ -161,3 +162,16 @@ def test_the_policy_is_found_among_other_manifests() -> None:
     assert matching(IAM, [IAM, service]) is None
     elsewhere = {**dict(POLICY or {}), "metadata": {"name": "byoc-agents", "namespace": "x"}}
     assert matching(POLICY, [elsewhere, POLICY]) is POLICY
+
+
+def test_the_output_of_get_policy_version_is_read() -> None:
+    document = {"Version": "2012-10-17", "Statement": []}
+    given = {"PolicyVersion": {"Document": document, "VersionId": "v1", "IsDefaultVersion": True}}
+    assert unwrap_response(given) == document
+
+
+def test_a_response_with_two_documents_is_not_judged_by_one_of_them() -> None:
+    document = {"Version": "2012-10-17", "Statement": []}
+    given = {"PolicyDocument": document, "Policy": {"Version": "2012-10-17", "Statement": [{}]}}
+    found = differences(document, given)
+    assert any(finding.where == "PolicyDocument" for finding in found)

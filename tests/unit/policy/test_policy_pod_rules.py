@@ -237,3 +237,11 @@ def test_options_that_cannot_be_are_mistakes(
 ) -> None:
     assert main(["policy", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("character", ["\v", "\f", "\r", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_only_a_line_feed_ends_a_comment(character: str) -> None:
+    rule = next(line for line in RULES if "reject" in line)
+    given = PRINTED.replace(rule, f"    #{character}{rule}")
+    assert given != PRINTED
+    assert check_pod_rules(pod_rules(FACTS, SHARED), given)

@@ -160,3 +160,18 @@ def test_a_policy_that_protects_nothing_is_found(metadata: Any, said: str) -> No
     found = judge_metadata({"metadata": metadata}, OPTIONS)
     assert [str(one) for one in found] == [said]
     assert judge_metadata(OURS, OPTIONS) == []
+
+
+@pytest.mark.parametrize("namespace", ["", "db"])
+def test_a_second_document_of_our_name_is_found_although_it_selects_another_pod(
+    namespace: str,
+) -> None:
+    rival = policy({"matchLabels": {"app.kubernetes.io/name": "web"}}, namespace=namespace)
+    rival["metadata"]["name"] = "byoc-agents"
+    found = judge_others(OURS, [OURS, rival], POD)
+    assert [finding.where for finding in found] == ["NetworkPolicy byoc-agents"]
+
+
+def test_a_node_selector_without_a_value_does_not_make_a_policy_one_of_nodes() -> None:
+    wide = ciliums({}, "CiliumClusterwideNetworkPolicy", egress=ALL, nodeSelector=None)
+    assert judge_others(CILIUMS, [CILIUMS, wide], POD)

@@ -98,7 +98,10 @@ def test_kept_heads_of_a_ledger_that_is_not_there_are_named(
     kept.write_text(printed(capsys, "checkpoint", state_dir))
     shutil.rmtree(state_dir / "state-exporter")
     assert main(["verify", str(state_dir), "--heads", str(kept)]) == 1
-    assert "kept heads named byoc-agents/state-exporter are of no ledger here" in capsys.readouterr().err
+    assert (
+        "kept heads named byoc-agents/state-exporter are of no ledger here"
+        in capsys.readouterr().err
+    )
     one = ["--daemon", "billing-scraper"]
     assert ": OK" in printed(capsys, "verify", state_dir, *one, "--heads", kept)
 
