@@ -18,9 +18,16 @@ from msgspec.structs import replace
 import byoc_agents.billing
 from byoc_agents.app.cloudevents import encode, parse_rfc3339
 from byoc_agents.audit import Audit, Report
+from byoc_agents.audit.validate import (
+    MAX_BYTE_SECONDS,
+    MAX_BYTES,
+    MAX_MACHINE_CPUS,
+    MAX_MILLICORES,
+    MAX_TIME_MS,
+)
 from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
 from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
-from byoc_agents.billing.record import UsageRecord
+from byoc_agents.billing.record import Counter, UsageRecord, record_id
 from byoc_agents.message import Message
 from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, eventful, objects
 
@@ -245,6 +252,61 @@ def test_shared_objects_give_the_totals_of_the_verifier(
     load(database, f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'")
     report = audited(messages)
     assert (report.findings, len(report.replicas)) == ([], 3)
+    agree(database, report)
+
+
+def sized(record: UsageRecord, **fields: object) -> UsageRecord:
+    return altered(record, allocated=replace(record.data.allocated, **fields))
+
+
+def with_cpu(record: UsageRecord, core_seconds: Decimal) -> UsageRecord:
+    start = core_seconds.copy_abs()
+    counter = Counter(start=start, end=start + core_seconds)
+    used = replace(record.data.used, cpu_core_seconds=core_seconds)
+    return altered(record, used=used, counter=counter)
+
+
+def with_memory(record: UsageRecord, byte_seconds: int, largest: int) -> UsageRecord:
+    used = replace(record.data.used, memory_byte_seconds=byte_seconds, memory_max_bytes=largest)
+    return altered(record, used=used)
+
+
+BEYOND_BOUNDS = {
+    "negative counted time": lambda record: sized(record, counted_milliseconds=-(10**9)),
+    "long counted time": lambda record: sized(record, counted_milliseconds=MAX_TIME_MS + 1),
+    "large CPU size": lambda record: sized(record, cpu_millicores=MAX_MILLICORES + 1),
+    "large memory size": lambda record: sized(record, memory_bytes=MAX_BYTES + 1),
+    "machine without CPUs": lambda record: altered(record, machine_cpus=0),
+    "machine of many CPUs": lambda record: altered(record, machine_cpus=MAX_MACHINE_CPUS + 1),
+    "negative counter time": lambda record: altered(record, counter_milliseconds=-1),
+    "long elapsed time": lambda record: altered(record, elapsed_milliseconds=MAX_TIME_MS + 1),
+    "long counter time": lambda record: altered(record, counter_milliseconds=MAX_TIME_MS + 1),
+    "negative CPU": lambda record: with_cpu(record, Decimal(-500)),
+    "much CPU": lambda record: with_cpu(record, Decimal(10) ** 15),
+    "memory above its largest": lambda record: with_memory(record, 10**15, 1),
+    "much memory": lambda record: with_memory(record, MAX_BYTE_SECONDS + 1, MAX_BYTES),
+    "before 1970": lambda record: altered(record, charge_period_start="1969-12-31T23:59:59.999Z"),
+    "after 2099": lambda record: altered(record, charge_period_end="2100-01-01T00:00:00.001Z"),
+    "long period": lambda record: altered(record, charge_period_start="2016-11-01T00:00:00Z"),
+    "empty period": lambda r: altered(r, charge_period_start=r.data.charge_period_end),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_BOUNDS)
+def test_what_the_verifier_refuses_is_in_no_total(
+    database: chdb.session.Session, tmp_path: Path, name: str
+) -> None:
+    history = ReplicaHistory()
+    sound, refused = history.measured(), BEYOND_BOUNDS[name](history.measured())
+    refused = replace(refused, id=record_id(refused.data))
+    messages = objects([sound, refused])
+    load(database, f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'")
+    audit = Audit()
+    for message in messages:
+        audit.add(message.id, message.body)
+    report = audit.report("")
+    assert report.counts in ({"altered_record": 1}, {"torn_object": 1})
+    assert rows(database, "SELECT count() AS n FROM byoc_usage") == [{"n": "2"}]
     agree(database, report)
 
 

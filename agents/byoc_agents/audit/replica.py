@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.audit.report import Total, seconds, stamp
+from byoc_agents.audit.report import Total, seconds, shift_point, stamp
 from byoc_agents.audit.sequences import SOFT_GAPS, Lane, Link
 from byoc_agents.billing.record import Allocated, CpuBound, GapReason, Usage
 
@@ -190,7 +190,7 @@ class UsageSums:
             estimated_seconds=seconds(self.estimated_ms),
             cpu_core_seconds=self.core_seconds,
             memory_byte_seconds=self.byte_seconds,
-            allocated_core_seconds=Decimal(self.allocated_millicore_ms).scaleb(-6),
+            allocated_core_seconds=shift_point(self.allocated_millicore_ms, 6),
             allocated_byte_seconds=seconds(self.allocated_byte_ms),
             unallocated_seconds=seconds(self.unallocated_ms),
             unknown_allocated_cpu_seconds=seconds(self.unknown_cpu_ms),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Literal
 
 import msgspec
@@ -11,6 +11,8 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.billing.record import GapReason
 
 MAX_FINDINGS = 1000  # kept with their details; beyond that they are only counted
+
+EXACT = Context(prec=100)  # more digits than any sum has
 
 ProblemKind = Literal[
     "foreign_object",  # not the key of a billing object: a reader of *.jsonl.zst skips it
@@ -124,7 +126,9 @@ def sum_totals(totals: Iterable[Total], objects: Mapping[tuple[str, str], int]) 
         name = (total.organization_id, total.service_id)
         service = services.setdefault(name, Total(organization_id=name[0], service_id=name[1]))
         for field in _SUMMED:
-            setattr(service, field, getattr(service, field) + getattr(total, field))
+            before, more = getattr(service, field), getattr(total, field)
+            exact = EXACT.add(before, more) if isinstance(before, Decimal) else before + more
+            setattr(service, field, exact)
         starts = (service.first_start, total.first_start)  # empty if all its records are excluded
         service.first_start = min(filter(None, starts), default="")
         service.last_end = max(service.last_end, total.last_end)
@@ -174,4 +178,9 @@ def stamp(ms: int | None) -> str:
 
 def seconds(ms: int) -> Decimal:
     """Return exact seconds."""
-    return Decimal(ms).scaleb(-3)
+    return shift_point(ms, 3)
+
+
+def shift_point(amount: int, digits: int) -> Decimal:
+    """Return an integer with its last digits after the point; nothing is rounded."""
+    return Decimal(amount).scaleb(-digits, EXACT)

@@ -24,6 +24,16 @@ from byoc_agents.billing.record import (
 
 NO_CPU = Decimal(0)  # comparing with an int takes three times as long
 MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay exact
+# Bounds of the other figures, far beyond any machine too: ClickHouse adds their products exactly. It
+# takes an integer that does not fit its column for a smaller one.
+MAX_TIME_MS = 10 * 366 * 86_400_000
+MAX_MILLICORES = 10**12
+MAX_MACHINE_CPUS = 10**6
+MAX_BYTES = MAX_NUMBER = 2**63 - 1
+MAX_BYTE_SECONDS = 2**96
+MAX_SAMPLES = 2**32 - 1
+MICROSECOND = Decimal("0.000001")
+YEAR_2100_MS = 4_102_444_800_000  # ClickHouse has days from 1970 on
 # Readings are at least 100 ms apart; ten times as many are impossible.
 SHORTEST_SAMPLE_MS, FEWEST_SAMPLES = 10, 100
 STEP_TOLERANCE_MS = 1000  # the meter's
@@ -117,7 +127,9 @@ def find_contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
         return f"quality {usage.quality} with gap reason {usage.gap_reason!r}"
     if usage.source == "none" and usage.quality != "gap":
         return f"quality {usage.quality} without a source"
-    return _sizes(usage, span.end_ms - span.start_ms) or _figures(usage)
+    return (
+        _find_excess(usage, span) or _sizes(usage, span.end_ms - span.start_ms) or _figures(usage)
+    )
 
 
 def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
@@ -128,6 +140,38 @@ def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
         f"used {usage.used.cpu_core_seconds} core seconds, expected at most {bound.core_seconds}: "
         f"elapsed time x {bound.cpus} CPUs plus slack"
     )
+
+
+def _find_excess(usage: Usage, span: CheckedPeriod) -> str:
+    """Return which figure is beyond its bound; empty if none is. `totals.sql` has the same rules."""
+    size, used, samples = usage.allocated, usage.used, usage.samples
+    if span.start_ms < 0 or span.end_ms > YEAR_2100_MS:
+        return "the period is not in the years 1970 to 2099"
+    if used.cpu_core_seconds != used.cpu_core_seconds.quantize(MICROSECOND):
+        return f"used {used.cpu_core_seconds} core seconds, expected six digits after the point"
+    if (
+        span.end_ms - span.start_ms > MAX_TIME_MS
+        or usage.elapsed_milliseconds > MAX_TIME_MS
+        or (usage.counter_milliseconds or 0) > MAX_TIME_MS
+        or (size.counted_milliseconds or 0) > MAX_TIME_MS
+    ):
+        return f"a time is longer than {MAX_TIME_MS} ms"
+    if (
+        (size.cpu_millicores or 0) > MAX_MILLICORES
+        or (size.memory_bytes or 0) > MAX_BYTES
+        or (usage.machine_cpus or 0) > MAX_MACHINE_CPUS
+        or used.memory_max_bytes > MAX_BYTES
+        or used.memory_byte_seconds > MAX_BYTE_SECONDS
+    ):
+        return "a size is beyond any machine"
+    if (
+        not 0 <= usage.epoch <= MAX_NUMBER
+        or not 0 <= usage.sequence <= MAX_NUMBER
+        or abs(usage.clock_step_milliseconds) > MAX_NUMBER
+        or max(samples.expected, samples.observed) > MAX_SAMPLES
+    ):
+        return "a number does not fit its column"
+    return ""
 
 
 def _sizes(usage: Usage, period_ms: int) -> str:

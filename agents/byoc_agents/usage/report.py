@@ -9,7 +9,7 @@ import msgspec
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.audit.audit import ServiceDay
 from byoc_agents.audit.replica import DAY_MS, UsageSums
-from byoc_agents.audit.report import Report, seconds
+from byoc_agents.audit.report import Report, seconds, shift_point
 from byoc_agents.billing.record import GapReason
 
 HOUR_SECONDS = 3600
@@ -88,7 +88,7 @@ def _date(day: int) -> str:
 
 
 def _amounts(name: tuple[str, str], date: str, sums: UsageSums) -> Amounts:
-    allocated_core_seconds = Decimal(sums.allocated_millicore_ms).scaleb(-6)
+    allocated_core_seconds = shift_point(sums.allocated_millicore_ms, 6)
     allocated_byte_seconds = seconds(sums.allocated_byte_ms)
     return Amounts(
         organization_id=name[0],

@@ -42,6 +42,9 @@ WITH
             toUnixTimestamp64Milli(charge_period_start) AS start_ms,
             toUnixTimestamp64Milli(charge_period_end) AS end_ms
         FROM read
+        WHERE charge_period_start >= toDateTime64('1970-01-01', 3, 'UTC')
+            AND charge_period_end <= toDateTime64('2100-01-01', 3, 'UTC')
+            AND end_ms - start_ms BETWEEN 1 AND 316224000000 -- as in totals.sql
     ),
     containers AS
     (

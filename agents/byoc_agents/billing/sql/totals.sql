@@ -20,6 +20,22 @@ WITH
                 AS bounded,
             ifNull(counter_milliseconds, toInt64(elapsed_milliseconds)) + slack_ms AS each_cpu_ms
         FROM byoc_usage FINAL
+        WHERE -- what `verify` reports as altered or torn is not billed
+            charge_period_start >= toDateTime64('1970-01-01', 3, 'UTC')
+            AND charge_period_end <= toDateTime64('2100-01-01', 3, 'UTC')
+            AND end_ms - start_ms BETWEEN 1 AND 316224000000
+            AND elapsed_milliseconds <= 316224000000
+            AND ifNull(counter_milliseconds, 0) BETWEEN 0 AND 316224000000
+            AND ifNull(allocated_counted_milliseconds, 0) BETWEEN 0 AND 316224000000
+            AND ifNull(allocated_cpu_millicores, 0) <= 1000000000000
+            AND ifNull(allocated_memory_bytes, 0) <= 9223372036854775807
+            AND ifNull(machine_cpus, 1) BETWEEN 1 AND 1000000
+            AND memory_max_bytes <= 9223372036854775807
+            AND cpu_core_seconds >= 0
+            AND cpu_core_seconds < toDecimal128('1000000000000000', 6)
+            AND memory_byte_seconds <= toUInt128('79228162514264337593543950336')
+            AND (quality = 'gap' OR memory_byte_seconds * 1000
+                <= toUInt128(memory_max_bytes) * (elapsed_milliseconds + 1))
     ),
     machines AS
     (
