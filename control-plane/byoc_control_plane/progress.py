@@ -159,7 +159,7 @@ class Progress:
                 "stream": self._stream,
                 "consumer": self._consumer,
                 "at": rfc3339(at_ms),
-                "steady_since": rfc3339(steady_ms),
+                "steady_since": rfc3339(min(steady_ms, at_ms)),
                 "redelivery_seconds": self._redelivery_seconds,
                 "organization_id": organization_id,
             }

@@ -1,5 +1,6 @@
 """Old messages that are stored again, and times that are in the future, in the views."""
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import chdb.session
 import pytest
 
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.progress import AHEAD, DELAYED, PROGRESS
 from byoc_control_plane.rows import build_row
 from lab.control_plane.messages import Replica
+from lab.control_plane.processes import ROOT
 from lab.fakes.billing import NOON_MS
 from tests.real.control_plane_tables import empty, record_progress, rows, store_events, store_rows
 
@@ -145,6 +148,27 @@ def test_a_clock_that_was_ahead_once_does_not_stop_the_judging(
     (ahead,) = rows(database, AHEAD)
     assert ahead["stream"] == "state"
     assert DAY_MS / 1000 - 60 < float(ahead["ahead_seconds"]) <= DAY_MS / 1000
+
+
+def test_the_statements_of_the_documentation_remove_what_is_ahead(
+    database: chdb.session.Session,
+) -> None:
+    page = (ROOT / "docs" / "control-plane.md").read_text()
+    now = now_ms()
+    record_progress(database, now + DAY_MS)
+    record_progress(database, now, consumer="b")
+    names = {"organization_id": "org-1", "service_id": "s", "daemon": "state-exporter"}
+    for replica, seen_ms in (("wrong", now + DAY_MS), ("right", now)):
+        row = names | {"replica": replica, "last_seen": rfc3339(seen_ms)}
+        store_rows(database, "byoc_agents", [json.dumps(row).encode()])
+    for statement in (
+        "DELETE FROM byoc_progress WHERE at > now64(3)",
+        "ALTER TABLE byoc_agents DELETE WHERE last_seen > now64(3) + INTERVAL 1 MINUTE",
+    ):
+        assert statement in page
+        database.query(f"{statement} SETTINGS mutations_sync = 1")
+    assert [row["consumer"] for row in rows(database, "SELECT * FROM byoc_progress")] == ["b"]
+    assert [row["replica"] for row in rows(database, "SELECT * FROM byoc_agents")] == ["right"]
 
 
 def test_times_of_clocks_that_agree_are_not_ahead(database: chdb.session.Session) -> None:

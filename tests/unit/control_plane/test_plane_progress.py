@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import (
     AHEAD,
@@ -156,6 +157,27 @@ async def test_a_clock_that_was_ahead_once_begins_the_count_again(
     assert await written(store, progress) == ("12:00:00", "12:00:00")
     progress.observe(START_MS + 1000)
     assert await written(store, progress) == ("12:00:01", "12:00:00")
+
+
+async def test_a_clock_set_back_during_a_failed_write_delays_nobody_until_later(
+    store: MemoryStore,
+) -> None:
+    progress = made(store)
+    progress.observe(START_MS + 24 * HOUR_MS)
+    progress.delay("org-1")
+    store.released.clear()
+    writing = asyncio.ensure_future(progress.write())
+    await store.entered.wait()
+    progress.observe(START_MS)
+    store.error = StoreError("away")
+    store.released.set()
+    with pytest.raises(StoreError):
+        await writing
+    store.error = None
+    await progress.write()
+    assert delayed(store) == [("org-1", "12:00:00")]
+    assert {row["at"] for row in store.rows["byoc_progress"]} == {rfc3339(START_MS)}
+    assert {row["steady_since"] for row in store.rows["byoc_progress"]} == {rfc3339(START_MS)}
 
 
 async def test_a_restart_within_seconds_continues(store: MemoryStore) -> None:
