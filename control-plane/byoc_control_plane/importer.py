@@ -2,8 +2,9 @@
 
 A file is trusted by the public key of one organization, and whatever it holds must be of that
 organization. Billing objects are stored under the same keys, with the same bytes and headers as a
-scraper stores them; events become the rows that the consumer and the receiver would insert. So a
-file may be imported any number of times, in any order, and next to online deliveries.
+scraper stores them; events become the rows that the consumer and the receiver would insert, except
+that a daemon counts as seen when its event states, because files are old. So a file may be imported
+any number of times, in any order, and next to online deliveries.
 """
 
 import argparse
@@ -129,7 +130,7 @@ class Importer:
             tables: dict[str, list[tuple[str, bytes]]] = {}
             for message in messages[at : at + GROUP]:
                 try:
-                    row = build_row(message.body, self._now_ms())
+                    row = build_row(message.body, self._now_ms(), imported=True)
                 except InvalidEventError as error:
                     refused[message.id] = str(error)
                     continue

@@ -86,6 +86,12 @@ class PlaneMetrics:
             ["stream"],
             registry=self.registry,
         )
+        self.ahead = Gauge(
+            "byoc_plane_progress_ahead_seconds",
+            "How far the progress that a process wrote is after ClickHouse's clock, at least 0",
+            ["stream"],
+            registry=self.registry,
+        )
         self.delayed = Gauge(
             "byoc_plane_delayed_timestamp_seconds",
             "When messages of one organization alone had last waited or were refused for their"

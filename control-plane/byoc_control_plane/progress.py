@@ -25,6 +25,7 @@ StreamName = Literal["state", "alerts"]
 
 INTERVAL_SECONDS = 1.0
 OUTAGE_MS = 10_000  # a longer interruption starts the count again; `silent_now` has the same number
+BACK_MS = 60_000  # a clock that goes back by more had been ahead; no request to a queue is so long
 PAUSE_FACTOR = 4  # pause after the queries, in multiples of their time: at most a fifth of it
 MAX_SERIES = 1000  # silent daemons, or organizations, with a series of their own
 
@@ -34,20 +35,28 @@ SILENT = (
 )
 DAEMONS = "SELECT daemon, count() AS daemons FROM agents_now WHERE supervised GROUP BY daemon"
 
+# A time more than a minute after the clock of ClickHouse is of a wrong clock.
 PROGRESS = (
-    "WITH horizons AS (SELECT stream, max(at) AS horizon FROM byoc_progress "
-    "WHERE organization_id = '' GROUP BY stream) "
+    "WITH horizons AS (SELECT stream, max(at) AS horizon FROM byoc_progress FINAL "
+    "WHERE organization_id = '' AND at <= now64(3) + INTERVAL 1 MINUTE GROUP BY stream) "
     "SELECT stream, toUnixTimestamp64Milli(any(horizon)) AS at_ms, "
     "toUnixTimestamp64Milli(max(steady_since)) AS steady_ms "
     "FROM byoc_progress FINAL INNER JOIN horizons USING (stream) "
-    "WHERE organization_id = '' AND at >= horizon - INTERVAL 10 SECOND GROUP BY stream"
+    "WHERE organization_id = '' AND at BETWEEN horizon - INTERVAL 10 SECOND AND horizon "
+    "GROUP BY stream"
 )  # the newest progress of each stream, as milliseconds since 1970
 
 DELAYED = (
     "SELECT stream, organization_id, toUnixTimestamp64Milli(max(steady_since)) AS until_ms "
-    "FROM byoc_progress FINAL WHERE organization_id != '' GROUP BY stream, organization_id "
-    "ORDER BY until_ms DESC LIMIT 1000"
+    "FROM byoc_progress FINAL "
+    "WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE "
+    "GROUP BY stream, organization_id ORDER BY until_ms DESC LIMIT 1000"
 )  # of each organization whose messages had waited, the last time
+
+AHEAD = (
+    "SELECT stream, greatest(0, toUnixTimestamp64Milli(max(at)) - toUnixTimestamp64Milli(now64(3)))"
+    " / 1000 AS ahead_seconds FROM byoc_progress FINAL WHERE organization_id = '' GROUP BY stream"
+)  # how far the times that were written are after the server's own
 
 
 class Progress:
@@ -87,6 +96,10 @@ class Progress:
         several within OUTAGE_MS, and after an interruption until no message has waited. Otherwise
         the backlog is of one organization alone, and only its silence is counted from now.
         """
+        if self._at_ms is not None and self._at_ms - at_ms > BACK_MS:
+            self._at_ms, self._written_ms = None, 0  # the clock had been ahead: begin again
+            self._late.clear()
+            self._delayed.clear()
         interrupted = self._at_ms is None or at_ms - self._at_ms > OUTAGE_MS
         self._at_ms = max(at_ms, self._at_ms or 0)
         late = frozenset(late)
@@ -137,7 +150,8 @@ class Progress:
         except StoreError:
             self._delayed = delayed | self._delayed
             raise
-        self._written_ms = at_ms
+        if self._at_ms >= at_ms:  # else the clock was set back meanwhile
+            self._written_ms = at_ms
 
     def _line(self, at_ms: int, steady_ms: int, organization_id: str) -> bytes:
         return msgspec.json.encode(
@@ -145,7 +159,7 @@ class Progress:
                 "stream": self._stream,
                 "consumer": self._consumer,
                 "at": rfc3339(at_ms),
-                "steady_since": rfc3339(steady_ms),
+                "steady_since": rfc3339(min(steady_ms, at_ms)),
                 "redelivery_seconds": self._redelivery_seconds,
                 "organization_id": organization_id,
             }
@@ -191,6 +205,7 @@ class SilenceWatch:
         silent = await fetch_rows(self._store, SILENT)
         daemons = await fetch_rows(self._store, DAEMONS)
         progress = await fetch_rows(self._store, PROGRESS)
+        ahead = await fetch_rows(self._store, AHEAD)
         delayed = await fetch_rows(self._store, DELAYED)
         self._metrics.silent_seconds.clear()
         for row in share_series(silent, MAX_SERIES):
@@ -204,6 +219,8 @@ class SilenceWatch:
         for row in progress:
             self._metrics.progress.labels(row["stream"]).set(row["at_ms"] / 1000)
             self._metrics.steady.labels(row["stream"]).set(row["steady_ms"] / 1000)
+        for row in ahead:
+            self._metrics.ahead.labels(row["stream"]).set(row["ahead_seconds"])
         self._metrics.delayed.clear()
         for row in delayed:
             series = self._metrics.delayed.labels(row["stream"], row["organization_id"])

@@ -70,15 +70,19 @@ class InvalidEventError(ValueError):
     """The bytes are not an event of this contract. `str()` states why, without the bytes."""
 
 
-def build_row(body: bytes, arrived_at_ms: int) -> TableRow:
-    """Return the row of one event. Raises InvalidEventError."""
+def build_row(body: bytes, arrived_at_ms: int, *, imported: bool = False) -> TableRow:
+    """Return the row of one event. Raises InvalidEventError.
+
+    An imported one may be old: for silence, its daemon was seen when the event states, not now.
+    """
     try:
         envelope = _envelope.decode(body)
         event: dict[str, Any] = _any.decode(body)
         text = body.decode()
         if not (envelope.id and envelope.source):
             raise InvalidEventError("an empty id or source")
-        if not 0 <= parse_rfc3339(envelope.time) < MAX_TIME_MS:
+        time_ms = parse_rfc3339(envelope.time)
+        if not 0 <= time_ms < MAX_TIME_MS:
             raise InvalidEventError("time is not between 1970 and 2100")
         data = event.get("data")
         known = KNOWN.get(envelope.type)
@@ -98,6 +102,8 @@ def build_row(body: bytes, arrived_at_ms: int) -> TableRow:
         "arrived_at": rfc3339(arrived_at_ms),
         "event": text,
     }
+    if imported and envelope.type != GRANT:  # the table of grants has no such column
+        head["seen_at"] = rfc3339(min(time_ms, arrived_at_ms))
     return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
 
 

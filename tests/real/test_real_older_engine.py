@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from byoc_control_plane.fleet import QUERIES, fill_query
-from byoc_control_plane.progress import DAEMONS, DELAYED, PROGRESS, SILENT
+from byoc_control_plane.progress import AHEAD, DAEMONS, DELAYED, PROGRESS, SILENT
 from byoc_control_plane.schema import (
     USAGE_SQL,
     VIEWS,
@@ -69,6 +69,7 @@ def view_queries() -> dict[str, str]:
     }  # fmt: skip
     queries |= {f"page {name}": fill_query(one, END_MS, SINCE) for name, one in QUERIES.items()}
     metrics = {"silent": SILENT, "daemons": DAEMONS, "progress": PROGRESS, "delayed": DELAYED}
+    metrics["ahead"] = AHEAD
     queries |= {f"metric {name}": query for name, query in metrics.items()}
     for name in ("totals.sql", "conflicts.sql"):
         (queries[name],) = split_statements((USAGE_SQL / name).read_text())

@@ -1,5 +1,5 @@
 -- One row per replica and daemon, from its newest message: the highest number counts. The interval is
--- the longer one of the two newest, by number and by arrival: they differ if a heartbeat arrives late, or
+-- the longer one of the two newest, by number and by time: they differ if a heartbeat arrives late, or
 -- if a daemon that lost its disk starts again with an earlier clock and so with lower numbers. Then its
 -- stop does not count either.
 CREATE VIEW IF NOT EXISTS agents_now AS

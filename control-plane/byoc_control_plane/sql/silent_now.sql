@@ -2,14 +2,15 @@
 -- the latest of three moments: the last message, the beginning of uninterrupted reception, and the last
 -- time at which messages of this organization had waited here or were refused for their number. A daemon
 -- is silent after three heartbeats, each as long as its newest message states, and never before a message
--- that was lost with a consumer could have been delivered again.
+-- that was lost with a consumer could have been delivered again. A time of more than a minute after the
+-- server's own is of a wrong clock and does not count.
 CREATE VIEW IF NOT EXISTS silent_now AS
 WITH
     horizons AS
     (
         SELECT stream, max(at) AS horizon
-        FROM byoc_progress
-        WHERE organization_id = ''
+        FROM byoc_progress FINAL
+        WHERE organization_id = '' AND at <= now64(3) + INTERVAL 1 MINUTE
         GROUP BY stream
     ),
     progress AS
@@ -21,14 +22,14 @@ WITH
             max(redelivery_seconds) AS redelivery
         FROM byoc_progress FINAL
         INNER JOIN horizons USING (stream)
-        WHERE organization_id = '' AND at >= horizon - INTERVAL 10 SECOND
+        WHERE organization_id = '' AND at BETWEEN horizon - INTERVAL 10 SECOND AND horizon
         GROUP BY stream
     ),
     delayed AS
     (
         SELECT stream, organization_id, max(steady_since) AS until
         FROM byoc_progress FINAL
-        WHERE organization_id != ''
+        WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE
         GROUP BY stream, organization_id
     )
 SELECT

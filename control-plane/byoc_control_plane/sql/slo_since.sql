@@ -1,5 +1,5 @@
 -- Figures for service level objectives, by service and day. A delay is the time from the event in the
--- customer's account to its arrival here; a ratio is 1 if nothing is missing. From the day `since` on, see
+-- customer's account to its first arrival here; a ratio is 1 if nothing is missing. From the day `since` on, see
 -- billing_completeness_since.
 CREATE VIEW IF NOT EXISTS slo_since AS
 WITH

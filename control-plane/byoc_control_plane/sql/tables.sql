@@ -1,7 +1,9 @@
 -- The tables of the control plane. byoc_usage is the table of byoc_agents/billing/sql/table.sql.
 -- {engine} is empty for a single server, Replicated or Shared for a cluster; nothing else differs.
 -- A message that arrives twice is one row after a merge or with FINAL: (source, id) is its identity,
--- and all other key columns are the same in every copy.
+-- and all other key columns are the same in every copy. Of two copies the one that arrived first stays: it has the
+-- greater `earliness_ms`. `seen_at` is the time that counts for silence: the arrival, and of an imported
+-- message the time that the message itself states, if it is earlier.
 CREATE TABLE IF NOT EXISTS byoc_state
 (
     source String,
@@ -9,6 +11,8 @@ CREATE TABLE IF NOT EXISTS byoc_state
     type LowCardinality(String),
     time DateTime64(3, 'UTC'),
     arrived_at DateTime64(3, 'UTC'),
+    seen_at DateTime64(3, 'UTC') DEFAULT arrived_at,
+    earliness_ms UInt64 MATERIALIZED 20000000000000 - toUnixTimestamp64Milli(arrived_at),
     organization_id LowCardinality(String),
     service_id LowCardinality(String),
     replica LowCardinality(String),
@@ -32,7 +36,7 @@ CREATE TABLE IF NOT EXISTS byoc_state
     ledger_root String,
     event String CODEC(ZSTD(3))
 )
-ENGINE = {engine}ReplacingMergeTree
+ENGINE = {engine}ReplacingMergeTree(earliness_ms)
 PARTITION BY toYYYYMM(time)
 ORDER BY (organization_id, service_id, replica, type, epoch, sequence, source, id)
 TTL toDateTime(time) + INTERVAL 400 DAY;
@@ -44,6 +48,8 @@ CREATE TABLE IF NOT EXISTS byoc_alerts
     type LowCardinality(String),
     time DateTime64(3, 'UTC'),
     arrived_at DateTime64(3, 'UTC'),
+    seen_at DateTime64(3, 'UTC') DEFAULT arrived_at,
+    earliness_ms UInt64 MATERIALIZED 20000000000000 - toUnixTimestamp64Milli(arrived_at),
     organization_id LowCardinality(String),
     service_id LowCardinality(String),
     replica LowCardinality(String),
@@ -68,15 +74,17 @@ CREATE TABLE IF NOT EXISTS byoc_alerts
     ledger_root String,
     event String CODEC(ZSTD(3))
 )
-ENGINE = {engine}ReplacingMergeTree
+ENGINE = {engine}ReplacingMergeTree(earliness_ms)
 PARTITION BY toYYYYMM(time)
 ORDER BY (organization_id, service_id, type, time, source, id)
 TTL toDateTime(time) + INTERVAL 400 DAY;
 
 -- One row per replica and daemon: a message enrolls it, and so does nothing else.
 -- `latest` is (epoch, sequence, heartbeat_seconds, stopping) of the message with the highest number,
--- and `recent` is (arrived_at, epoch, heartbeat_seconds, stopping) of the one that arrived last. `agent`
+-- and `recent` is (seen_at, epoch, heartbeat_seconds, stopping) of the one that was seen last. `agent`
 -- is (epoch, sequence, version, configuration_sha256, ledger_size, ledger_root), empty from 0.1.0.
+-- A time of more than a minute after the server's own is that minute: else a process whose clock was
+-- ahead once would hide a silence until that time.
 -- To end the supervision of a replica that will not return, insert its names with retired_at = now64(3).
 -- A later message enrolls it again.
 CREATE TABLE IF NOT EXISTS byoc_agents
@@ -96,16 +104,18 @@ ENGINE = {engine}AggregatingMergeTree
 ORDER BY (organization_id, service_id, replica, daemon);
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_agents_from_state TO byoc_agents AS
-WITH if(heartbeat_seconds > 0, heartbeat_seconds, 60) AS seconds
+WITH
+    if(heartbeat_seconds > 0, heartbeat_seconds, 60) AS seconds,
+    least(seen_at, now64(3, 'UTC') + INTERVAL 1 MINUTE) AS seen
 SELECT
     organization_id,
     service_id,
     replica,
     'state-exporter' AS daemon,
-    min(toNullable(arrived_at)) AS first_seen,
-    max(arrived_at) AS last_seen,
+    min(toNullable(seen)) AS first_seen,
+    max(seen) AS last_seen,
     max((epoch, sequence, seconds, stopping)) AS latest,
-    max((arrived_at, epoch, seconds, stopping)) AS recent,
+    max((seen, epoch, seconds, stopping)) AS recent,
     max((epoch, sequence, toString(agent_version), configuration_sha256, ledger_size, ledger_root))
         AS agent
 FROM byoc_state
@@ -115,16 +125,17 @@ GROUP BY organization_id, service_id, replica;
 CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_agents_from_alerts TO byoc_agents AS
 WITH
     if(interval_seconds > 0, interval_seconds, 60) AS seconds,
-    toUInt64(toUnixTimestamp64Milli(assumeNotNull(started_at))) AS epoch
+    toUInt64(toUnixTimestamp64Milli(assumeNotNull(started_at))) AS epoch,
+    least(seen_at, now64(3, 'UTC') + INTERVAL 1 MINUTE) AS seen
 SELECT
     organization_id,
     service_id,
     replica,
     'alert-forwarder' AS daemon,
-    min(toNullable(arrived_at)) AS first_seen,
-    max(arrived_at) AS last_seen,
+    min(toNullable(seen)) AS first_seen,
+    max(seen) AS last_seen,
     max((epoch, sequence, seconds, stopping)) AS latest,
-    max((arrived_at, epoch, seconds, stopping)) AS recent,
+    max((seen, epoch, seconds, stopping)) AS recent,
     max((epoch, sequence, toString(agent_version), configuration_sha256, ledger_size, ledger_root))
         AS agent
 FROM byoc_alerts
@@ -211,7 +222,8 @@ TTL toDateTime(time) + INTERVAL 400 DAY;
 
 -- How far each consumer and receiver has come. Silence is counted from these rows, never from the
 -- clock of the server: while nobody receives, nobody is silent. A row with an organization is about its
--- messages only: they waited, or were refused because it sends too much at a time.
+-- messages only: they waited, or were refused because it sends too much at a time. Of each process the
+-- row that was inserted last counts, not the greatest `at`: that can be of a clock that was ahead.
 CREATE TABLE IF NOT EXISTS byoc_progress
 (
     stream LowCardinality(String),
@@ -221,7 +233,7 @@ CREATE TABLE IF NOT EXISTS byoc_progress
     redelivery_seconds Float64,
     organization_id LowCardinality(String)
 )
-ENGINE = {engine}ReplacingMergeTree(at)
+ENGINE = {engine}ReplacingMergeTree
 ORDER BY (stream, consumer, organization_id)
 TTL toDateTime(at) + INTERVAL 1 DAY;
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from byoc_agents.airgap.signed_file import SignedFileError, open_file, sign_file
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.message import Message
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.cli import main
@@ -130,6 +131,22 @@ async def test_states_and_alerts_become_the_rows_of_the_receivers(harness: Harne
         assert harness.waiting(daemon) == []
     assert harness.store.ids("byoc_state") == [message.id for message in states]
     assert sorted(harness.store.ids("byoc_alerts")) == sorted(message.id for message in alerts)
+
+
+async def test_an_imported_message_counts_for_silence_when_it_states(harness: Harness) -> None:
+    """At the import if it states a later time."""
+    replica = Replica()
+    times = [START_MS - 86_400_000, START_MS, START_MS + 86_400_000]
+    for body in map(replica.message, times):
+        sent = Message(message_id(body), "byoc.service.state.v1", body, START_MS, group="g")
+        harness.add(sent, daemon="state-exporter")
+    (raw,) = await harness.export("state-exporter")
+    await harness.deliver(raw)
+    found = harness.store.rows["byoc_state"]
+    now = rfc3339(START_MS)
+    assert [row["arrived_at"] for row in found] == [now, now, now]
+    assert [row["seen_at"] for row in found] == [found[0]["time"], now, now]
+    assert found[0]["time"] == rfc3339(times[0])
 
 
 async def test_events_that_cannot_be_stored_stay_at_the_customer(harness: Harness) -> None:

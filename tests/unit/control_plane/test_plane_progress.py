@@ -5,8 +5,10 @@ from contextlib import suppress
 
 import pytest
 
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import (
+    AHEAD,
     DELAYED,
     MAX_SERIES,
     PROGRESS,
@@ -135,6 +137,49 @@ async def test_an_older_reception_does_not_turn_the_time_back(store: MemoryStore
     assert await written(store, progress) == ("12:00:05", "12:00:05")
 
 
+@pytest.mark.parametrize("set_back", ["between writes", "during a write"])
+async def test_a_clock_that_was_ahead_once_begins_the_count_again(
+    store: MemoryStore, set_back: str
+) -> None:
+    progress = made(store)
+    progress.observe(START_MS + 24 * HOUR_MS)
+    progress.delay("org-1")
+    if set_back == "between writes":
+        await progress.write()
+        progress.observe(START_MS)
+    else:
+        store.released.clear()
+        writing = asyncio.ensure_future(progress.write())
+        await store.entered.wait()
+        progress.observe(START_MS)
+        store.released.set()
+        await writing
+    assert await written(store, progress) == ("12:00:00", "12:00:00")
+    progress.observe(START_MS + 1000)
+    assert await written(store, progress) == ("12:00:01", "12:00:00")
+
+
+async def test_a_clock_set_back_during_a_failed_write_delays_nobody_until_later(
+    store: MemoryStore,
+) -> None:
+    progress = made(store)
+    progress.observe(START_MS + 24 * HOUR_MS)
+    progress.delay("org-1")
+    store.released.clear()
+    writing = asyncio.ensure_future(progress.write())
+    await store.entered.wait()
+    progress.observe(START_MS)
+    store.error = StoreError("away")
+    store.released.set()
+    with pytest.raises(StoreError):
+        await writing
+    store.error = None
+    await progress.write()
+    assert delayed(store) == [("org-1", "12:00:00")]
+    assert {row["at"] for row in store.rows["byoc_progress"]} == {rfc3339(START_MS)}
+    assert {row["steady_since"] for row in store.rows["byoc_progress"]} == {rfc3339(START_MS)}
+
+
 async def test_a_restart_within_seconds_continues(store: MemoryStore) -> None:
     store.results = [
         (PROGRESS, [{"stream": "state", "at_ms": START_MS, "steady_ms": START_MS - HOUR_MS}])
@@ -168,6 +213,7 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
         ("silent_now", [names | {"silent_seconds": 181.5}]),
         ("count()", [{"daemon": "state-exporter", "daemons": 7}]),
         (PROGRESS, [{"stream": "state", "at_ms": START_MS, "steady_ms": START_MS - 1000}]),
+        (AHEAD, [{"stream": "state", "ahead_seconds": 90.5}]),
         (DELAYED, [{"stream": "state", "organization_id": "o", "until_ms": START_MS - 2000}]),
     ]
     await watch.refresh()
@@ -179,6 +225,7 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
     assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 1
     assert sample("byoc_plane_daemons", daemon="state-exporter") == 7
     assert sample("byoc_plane_progress_timestamp_seconds", stream="state") == START_MS / 1000
+    assert sample("byoc_plane_progress_ahead_seconds", stream="state") == 90.5
     late = {"stream": "state", "organization_id": "o"}
     assert sample("byoc_plane_delayed_timestamp_seconds", **late) == START_MS / 1000 - 2
     store.results[0] = ("silent_now", [])
