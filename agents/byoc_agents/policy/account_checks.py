@@ -84,7 +84,9 @@ def _judge_ingress(asked: argparse.Namespace) -> Judged:
         return [PolicyFinding(asked.check, str(error), "each key once")], []
     if not any(isinstance(one, Mapping) and one.get("kind") for one in given):
         raise ConfigError([f"--check {asked.check}: no object with a kind: expected manifests"])
-    return ingress.judge(given), []
+    accepted = frozenset(asked.accept)
+    notes = [f"{name} is not judged, as --accept says" for name in sorted(accepted)]
+    return ingress.judge(given, accepted), notes
 
 
 ACCOUNT_CHECKS = {
@@ -112,6 +114,14 @@ def make_parser(name: str) -> CommandParser:
     )
     parser.add_argument("--check", metavar="FILE", required=True, help="- reads standard input")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    if name == "ingress":
+        parser.add_argument(
+            "--accept",
+            metavar="KIND/NAME",
+            action="append",
+            default=[],
+            help="an object of an unknown kind that opens nothing; may be repeated",
+        )
     if name == "eks-endpoint":
         parser.add_argument(
             "--access-entries",
