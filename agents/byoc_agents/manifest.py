@@ -45,6 +45,18 @@ def parse_json(text: str) -> object:
         raise json.JSONDecodeError("a number is too long", text, 0) from error
 
 
+def parse_json_values(text: str) -> list[object]:
+    """Return the JSON values that a text holds one after the other.
+
+    Raises ValueError; DuplicateKeyError if an object has a key twice.
+    """
+    decoder, found, place = json.JSONDecoder(object_pairs_hook=_unique), [], 0
+    while rest := text[place:].lstrip():
+        value, place = decoder.raw_decode(text, len(text) - len(rest))
+        found.append(value)
+    return found
+
+
 def _items(document: object) -> Iterator[object]:
     """Yield the items of a list, and of lists in it; a document that is not a list is yielded.
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
-import msgspec
-
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.errors import ConfigError
 from byoc_agents.manifest import DuplicateKeyError, documents
 from byoc_agents.policy import eks, ingress
 from byoc_agents.policy.drift import PolicyFinding
 from byoc_agents.policy.render import findings_json
+from byoc_agents.policy.widths import Network, find_width_problem
 
 Judged = tuple[list[PolicyFinding], list[str]]
 _OUTPUTS = "the outputs of aws eks describe-access-entry and list-associated-access-policies"
@@ -52,12 +51,17 @@ def main(argv: Sequence[str]) -> int:
 
 def _judge_eks(asked: argparse.Namespace) -> Judged:
     vendor = eks.Vendor(_account(asked.vendor_account), tuple(map(_network, asked.vendor_cidr)))
+    if problem := find_width_problem(vendor.networks):
+        raise ConfigError([f"--vendor-cidr: {problem}: expected the vendor's networks"])
     try:
         cluster = eks.parse_cluster(_read(asked.check, "--check"))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's and json's errors too
         raise ConfigError(
             [f"--check {asked.check}: {error}: expected the output of aws eks describe-cluster"]
         ) from error
+    if vendor.account == eks.account_of(cluster.arn):
+        problem = f"--vendor-account: {vendor.account} is the cluster's own account"
+        raise ConfigError([f"{problem}: expected the vendor's"])
     found, notes = eks.judge_endpoint(cluster, vendor)
     if not asked.access_entries:
         return found, [*notes, "no --access-entries: who may log in is not judged"]
@@ -67,6 +71,8 @@ def _judge_eks(asked: argparse.Namespace) -> Judged:
         raise ConfigError(
             [f"--access-entries {asked.access_entries}: {error}: expected {_OUTPUTS}"]
         ) from error
+    if not any(eks.is_of(output, vendor) for output in outputs):
+        notes.append("no entry of the vendor's account is in --access-entries")
     return found + eks.judge_entries(outputs, cluster, vendor), notes
 
 
@@ -78,7 +84,9 @@ def _judge_ingress(asked: argparse.Namespace) -> Judged:
         return [PolicyFinding(asked.check, str(error), "each key once")], []
     if not any(isinstance(one, Mapping) and one.get("kind") for one in given):
         raise ConfigError([f"--check {asked.check}: no object with a kind: expected manifests"])
-    return ingress.judge(given), []
+    accepted = frozenset(asked.accept)
+    notes = [f"{name} is not judged, as --accept says" for name in sorted(accepted)]
+    return ingress.judge(given, accepted), notes
 
 
 ACCOUNT_CHECKS = {
@@ -106,6 +114,14 @@ def make_parser(name: str) -> CommandParser:
     )
     parser.add_argument("--check", metavar="FILE", required=True, help="- reads standard input")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    if name == "ingress":
+        parser.add_argument(
+            "--accept",
+            metavar="KIND/NAME",
+            action="append",
+            default=[],
+            help="an object of an unknown kind that opens nothing; may be repeated",
+        )
     if name == "eks-endpoint":
         parser.add_argument(
             "--access-entries",
@@ -139,7 +155,7 @@ def _account(text: str) -> str:
     return text
 
 
-def _network(text: str) -> eks.Network:
+def _network(text: str) -> Network:
     try:
         return ip_network(text)
     except ValueError as error:

@@ -6,16 +6,15 @@ ClusterRole `byoc-support-view`, and no access policy of EKS: even AmazonEKSView
 ConfigMaps and the logs of pods.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 
 import msgspec
 
+from byoc_agents.manifest import parse_json, parse_json_values
 from byoc_agents.policy.drift import PolicyFinding
-
-Network = IPv4Network | IPv6Network
+from byoc_agents.policy.widths import Network
 
 SUPPORT_GROUP = "byoc-support-view"
 NEEDED_LOGS = ("audit", "authenticator")
@@ -67,6 +66,8 @@ class AccessEntry(msgspec.Struct, rename="camel"):
     """An access entry."""
 
     principal_arn: str
+    cluster_name: str = ""
+    username: str = ""
     kubernetes_groups: list[str] = []
     type: str = "STANDARD"
 
@@ -82,6 +83,7 @@ class EntryOutput(msgspec.Struct, rename="camel"):
 
     access_entry: AccessEntry | None = None
     principal_arn: str = ""
+    cluster_name: str = ""
     associated_access_policies: list[AccessPolicy] | None = None
 
 
@@ -94,19 +96,21 @@ class Vendor:
 
 
 def parse_cluster(text: str) -> Cluster:
-    """Return the cluster. Raises msgspec.DecodeError if it is not such an output."""
-    return msgspec.json.decode(text, type=DescribedCluster).cluster
+    """Return the cluster. Raises ValueError if it is not such an output, or has a key twice."""
+    return msgspec.convert(parse_json(text), DescribedCluster).cluster
 
 
 def parse_entries(text: str) -> list[EntryOutput]:
     """Return the outputs that a file holds one after the other, or in a list.
 
-    Raises ValueError if one is neither an entry nor a list of policies.
+    Raises ValueError if there is none, if one is neither an entry nor a list of policies, or if
+    one has a key twice.
     """
-    decoder, values, place = json.JSONDecoder(), [], 0
-    while rest := text[place:].lstrip():
-        value, place = decoder.raw_decode(text, len(text) - len(rest))
+    values: list[object] = []
+    for value in parse_json_values(text):
         values += value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError("no output in it")
     found = msgspec.convert(values, list[EntryOutput])
     for one in found:
         policies = one.associated_access_policies is not None and one.principal_arn
@@ -175,39 +179,72 @@ def _within(cidr: str, networks: tuple[Network, ...]) -> bool:
 def judge_entries(
     outputs: Sequence[EntryOutput], cluster: Cluster, vendor: Vendor
 ) -> list[PolicyFinding]:
-    """Return the findings about the entries of the vendor's account, and of unknown accounts."""
+    """Return the findings about the entries of the vendor's account, and of unknown accounts.
+
+    Both outputs of each are needed: one has the groups, the other one the access policies of EKS.
+    """
     found = []
-    own = account_of(cluster.arn)
+    own, name = account_of(cluster.arn), cluster.arn.rpartition("/")[2]
+    seen: dict[str, set[str]] = {}
     for output in outputs:
         entry = output.access_entry
         principal = entry.principal_arn if entry else output.principal_arn
         account, where = account_of(principal), f"accessEntry {principal}"
         if account == own:
             continue
-        if account != vendor.account:
+        kinds = seen.setdefault(principal, set())
+        if not kinds and account != vendor.account:
             expected = f"{own}, the customer's, or {vendor.account}, the vendor's"
             found.append(PolicyFinding(where, f"of account {account or 'unknown'}", expected))
+        given = entry.cluster_name if entry else output.cluster_name
+        if given != name:
+            found.append(PolicyFinding(where, f"of cluster {given or 'unknown'}", name))
+            continue  # it says nothing about this cluster
         if entry:
+            kinds.add("describe-access-entry")
             found += _judge_entry(entry, where)
+        if output.associated_access_policies is not None:
+            kinds.add("list-associated-access-policies")
         found += [
             PolicyFinding(
                 where, f"has {one.policy_arn.rpartition('/')[2]}", "no access policy of EKS"
             )
             for one in output.associated_access_policies or []
         ]
+    found += [
+        PolicyFinding(f"accessEntry {principal}", f"no output of {needed} for {name}", "both")
+        for principal, kinds in seen.items()
+        for needed in ("describe-access-entry", "list-associated-access-policies")
+        if needed not in kinds
+    ]
     return found
+
+
+def is_of(output: EntryOutput, vendor: Vendor) -> bool:
+    """Return whether an output is about a principal of the vendor's account."""
+    entry = output.access_entry
+    return account_of(entry.principal_arn if entry else output.principal_arn) == vendor.account
 
 
 def _judge_entry(entry: AccessEntry, where: str) -> list[PolicyFinding]:
     found = []
     if ":role/" not in entry.principal_arn:
         found.append(PolicyFinding(where, "is not a role", "an IAM role"))
+    elif entry.username and not entry.username.startswith(_session(entry.principal_arn)):
+        expected = f"{_session(entry.principal_arn)}{{{{SessionName}}}}"
+        found.append(PolicyFinding(where, f"username {entry.username}", expected))
     if entry.type != "STANDARD":
         found.append(PolicyFinding(where, f"type {entry.type}", "STANDARD"))
     if entry.kubernetes_groups != [SUPPORT_GROUP]:
         groups = ", ".join(entry.kubernetes_groups) or "no group"
         found.append(PolicyFinding(where, f"kubernetesGroups has {groups}", SUPPORT_GROUP))
     return found
+
+
+def _session(role: str) -> str:
+    """Return how the user names of a role's sessions begin, as EKS makes them by default."""
+    partition, account = role.split(":")[1], account_of(role)
+    return f"arn:{partition}:sts::{account}:assumed-role/{role.rpartition('/')[2]}/"
 
 
 def account_of(arn: str) -> str:

@@ -42,6 +42,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         "clusterName": "data-plane",
         "principalArn": ROLE,
         "kubernetesGroups": ["byoc-support-view"],
+        "username": f"arn:aws:sts::{VENDOR}:assumed-role/support/{{{{SessionName}}}}",
         "type": "STANDARD",
     }
     return {"accessEntry": usual | changes}
@@ -49,7 +50,11 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 def policies(*arns: str, principal: str = ROLE) -> dict[str, Any]:
     associated = [{"policyArn": arn, "accessScope": {"type": "cluster"}} for arn in arns]
-    return {"principalArn": principal, "associatedAccessPolicies": associated}
+    return {
+        "clusterName": "data-plane",
+        "principalArn": principal,
+        "associatedAccessPolicies": associated,
+    }
 
 
 def check(
@@ -147,7 +152,7 @@ CLUSTERS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_finding_about_the_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], line: str
 ) -> None:
-    assert check(tmp_path, capsys, cluster(**changes), [entry()]) == (1, [line], [])
+    assert check(tmp_path, capsys, cluster(**changes), [entry(), policies()]) == (1, [line], [])
 
 
 def test_a_cluster_without_logs_and_access_entries_has_a_finding_for_each(
@@ -155,7 +160,7 @@ def test_a_cluster_without_logs_and_access_entries_has_a_finding_for_each(
 ) -> None:
     described = cluster()
     del described["cluster"]["logging"], described["cluster"]["accessConfig"]
-    code, findings, _ = check(tmp_path, capsys, described, [])
+    code, findings, _ = check(tmp_path, capsys, described)
     assert (code, len(findings)) == (1, 3)
 
 
@@ -163,7 +168,7 @@ def test_a_public_endpoint_for_the_vendor_alone_is_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vpc = {"endpointPublicAccess": True, "publicAccessCidrs": ["198.51.100.8/29"]}
-    code, findings, notes = check(tmp_path, capsys, cluster(vpc=vpc), [entry()])
+    code, findings, notes = check(tmp_path, capsys, cluster(vpc=vpc), [entry(), policies()])
     assert (code, findings) == (0, [])
     assert notes == [
         "note: the public endpoint is open to the vendor's networks, as a break-glass path"
@@ -195,6 +200,24 @@ ENTRIES: dict[str, tuple[dict[str, Any], list[str]]] = {
         entry(kubernetesGroups=[]),
         ["kubernetesGroups has no group: expected byoc-support-view"],
     ),
+    "the user name of the cluster's creator": (
+        entry(username="kubernetes-admin"),
+        [
+            (
+                "username kubernetes-admin:"
+                f" expected arn:aws:sts::{VENDOR}:assumed-role/support/{{{{SessionName}}}}"
+            )
+        ],
+    ),
+    "the user name of another role's sessions": (
+        entry(username=f"arn:aws:sts::{VENDOR}:assumed-role/admin/{{{{SessionName}}}}"),
+        [
+            (
+                f"username arn:aws:sts::{VENDOR}:assumed-role/admin/{{{{SessionName}}}}:"
+                f" expected arn:aws:sts::{VENDOR}:assumed-role/support/{{{{SessionName}}}}"
+            )
+        ],
+    ),
     "another type": (entry(type="EC2_LINUX"), ["type EC2_LINUX: expected STANDARD"]),
 }
 
@@ -207,14 +230,18 @@ def test_a_finding_about_the_vendors_entry(
     lines: list[str],
 ) -> None:
     wanted = [f"accessEntry {ROLE}: {line}" for line in lines]
-    assert check(tmp_path, capsys, cluster(), [given]) == (1, wanted, [])
+    other = policies() if "accessEntry" in given else entry()
+    assert check(tmp_path, capsys, cluster(), [given, other]) == (1, wanted, [])
 
 
 def test_a_user_and_an_unknown_account_are_findings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     user, other = f"arn:aws:iam::{VENDOR}:user/x", "arn:aws:iam::999999999999:role/x"
-    given: list[object] = [entry(principalArn=user), entry(principalArn=other)]
+    given: list[object] = [
+        *(entry(principalArn=user), policies(principal=user)),
+        *(entry(principalArn=other, username=""), policies(principal=other)),
+    ]
     assert check(tmp_path, capsys, cluster(), given)[1] == [
         f"accessEntry {user}: is not a role: expected an IAM role",
         (
@@ -222,6 +249,87 @@ def test_a_user_and_an_unknown_account_are_findings(
             f" expected {CUSTOMER}, the customer's, or {VENDOR}, the vendor's"
         ),
     ]
+
+
+def test_an_entry_needs_both_outputs_of_this_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = f"accessEntry {ROLE}"
+    needs_policies = f"{where}: no output of list-associated-access-policies for data-plane"
+    needs_entry = f"{where}: no output of describe-access-entry for data-plane"
+    other = f"{where}: of cluster other: expected data-plane"
+    entry_of_other = entry(clusterName="other")
+    policies_of_other = policies() | {"clusterName": "other"}
+    for given, wanted in (
+        ([entry()], [f"{needs_policies}: expected both"]),
+        ([policies()], [f"{needs_entry}: expected both"]),
+        ([entry_of_other, policies()], [other, f"{needs_entry}: expected both"]),
+        ([entry(), policies_of_other], [other, f"{needs_policies}: expected both"]),
+    ):
+        assert check(tmp_path, capsys, cluster(), given) == (1, wanted, [])  # type: ignore[arg-type]
+
+
+def test_entries_without_the_vendors_are_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = entry(principalArn=f"arn:aws:iam::{CUSTOMER}:role/admin")
+    code, findings, notes = check(tmp_path, capsys, cluster(), [own])
+    assert (code, findings) == (0, [])
+    assert notes == ["note: no entry of the vendor's account is in --access-entries"]
+
+
+@pytest.mark.parametrize("where", ["cluster", "entries"])
+def test_a_key_that_appears_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    described, listed = tmp_path / "described.json", tmp_path / "list.json"
+    text, entries = json.dumps(cluster()), json.dumps(entry())
+    if where == "cluster":
+        text = text.replace('"endpointPublic', '"endpointPublicAccess": true, "endpointPublic', 1)
+    else:
+        entries = entries.replace(
+            '"kubernetesGroups"', '"kubernetesGroups": ["system:masters"], "kubernetesGroups"'
+        )
+    described.write_text(text)
+    listed.write_text(entries + json.dumps(policies()))
+    argv = ["policy", "eks-endpoint", "--check", str(described), *OPTIONS]
+    assert main([*argv, "--access-entries", str(listed)]) == 2
+    assert "appears twice" in capsys.readouterr().err
+
+
+def test_the_vendors_account_is_not_the_customers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = tmp_path / "described.json"
+    described.write_text(json.dumps(cluster()))
+    argv = ["policy", "eks-endpoint", "--check", str(described), "--vendor-account", CUSTOMER]
+    assert main(argv) == 2
+    assert f"--vendor-account: {CUSTOMER} is the cluster's own account" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        ["0.0.0.0/0"],
+        ["::/0"],
+        ["0.0.0.0/1", "128.0.0.0/1"],
+        ["11.0.0.0/8", "12.0.0.0/8"],
+        ["2000::/3"],
+        ["::ffff:0:0/96"],
+        ["2002::/20"],
+        ["64:ff9b::/97", "64:ff9b::8000:0/97"],
+    ],
+)
+def test_wide_networks_of_the_vendor_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], networks: list[str]
+) -> None:
+    described = tmp_path / "described.json"
+    described.write_text(json.dumps(cluster()))
+    argv = ["policy", "eks-endpoint", "--check", str(described), "--vendor-account", VENDOR]
+    for network in networks:
+        argv += ["--vendor-cidr", network]
+    assert main(argv) == 2
+    assert f"--vendor-cidr: {networks[0]}" in capsys.readouterr().err
 
 
 def test_the_findings_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +363,7 @@ def test_another_file_is_refused(
 
 
 @pytest.mark.parametrize(
-    "given", ["{}", '{"accessEntry": 1}', "not JSON", '{"principalArn": "a"}', DEEP]
+    "given", ["", "[]", "{}", '{"accessEntry": 1}', "not JSON", '{"principalArn": "a"}', DEEP]
 )
 def test_other_entries_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str

@@ -117,7 +117,41 @@ def add(document: dict[str, Any]) -> Callable[[Documents], None]:
     return lambda documents: documents.append(document)
 
 
+def workload(kind: str, version: str = "apps/v1", **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": meta(), "spec": spec}
+
+
+def copied(number: int, *changes: Callable[[Documents], None]) -> Callable[[Documents], None]:
+    """Return a change that adds a changed copy of a document."""
+
+    def change(documents: Documents) -> None:
+        others = copy.deepcopy(documents)
+        for one in changes:
+            one(others)
+        documents.append(others[number])
+
+    return change
+
+
+def blocks(*networks: str) -> Callable[[Documents], None]:
+    return put(
+        *(AUTHORIZATION, "spec", "rules", 0, "from", 0, "source", "ipBlocks"),
+        value=list(networks),
+    )
+
+
+RULES = (AUTHORIZATION, "spec", "rules")
+SELECTED = (AUTHORIZATION, "spec", "selector", "matchLabels")
+SIDECAR: dict[str, Any] = {
+    "initContainers": [{"name": "s", "ports": [{"hostPort": 1}]}],
+    "containers": [],
+}
 POD = {"containers": [{"name": "a", "ports": [{"containerPort": 1, "hostPort": 1}]}]}
+TO_443 = {"operation": {"ports": ["443"]}}
+PASSED: dict[str, Any] = {
+    "port": {"number": 443, "protocol": "TLS"},
+    "tls": {"mode": "PASSTHROUGH"},
+}
 SERVERS = ("spec", "servers", 0)
 CHANGES: dict[str, tuple[Callable[[Documents], None], str]] = {
     "no IP filter": (
@@ -197,7 +231,7 @@ CHANGES: dict[str, tuple[Callable[[Documents], None], str]] = {
         "privateKey.rotationPolicy: keeps one key: expected Always",
     ),
     "no authorization": (
-        put(AUTHORIZATION, "kind", value="Other"),
+        lambda documents: documents.__delitem__(AUTHORIZATION),
         "Gateway/in: no AuthorizationPolicy allows named clients",
     ),
     "an authorization that only denies": (
@@ -228,21 +262,195 @@ CHANGES: dict[str, tuple[Callable[[Documents], None], str]] = {
     ),
     "an Ingress": (
         add({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": meta()}),
-        "Ingress/in: is a way in that is not judged: expected an Istio Gateway",
+        (
+            "Ingress/in: networking.k8s.io/v1 is not judged:"
+            " expected a known kind, or --accept KIND/NAME"
+        ),
     ),
     "a Gateway of Kubernetes": (
         add({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": meta()}),
-        "Gateway/in: is a way in that is not judged",
+        "Gateway/in: gateway.networking.k8s.io/v1 is not judged",
     ),
     "a port of the node": (
-        add({"kind": "Deployment", "metadata": meta(), "spec": {"template": {"spec": POD}}}),
+        add(workload("Deployment", template={"spec": POD})),
         "Deployment/in hostPort: opens a port of the node: expected none",
     ),
     "the network of the node": (
-        add({"kind": "Pod", "metadata": meta(), "spec": {"hostNetwork": True}}),
+        add(workload("Pod", "v1", hostNetwork=True)),
         "Pod/in hostNetwork: listens on the node: expected false",
     ),
+    "a second load balancer of ClickHouse itself": (
+        copied(SERVICE, put(SERVICE, "spec", "selector", value={"app": "clickhouse"})),
+        "Service/in.spec.selector: leads to no Gateway of its namespace",
+    ),
+    "a load balancer of another namespace": (
+        copied(SERVICE, put(SERVICE, "metadata", "namespace", value="clickhouse")),
+        "Service/in.spec.selector: leads to no Gateway of its namespace",
+    ),
+    "a load balancer without a selector": (
+        copied(SERVICE, put(SERVICE, "spec", "selector", value=...)),
+        "Service/in.spec.selector: leads to no Gateway of its namespace",
+    ),
+    "a port without TLS behind one with": (
+        put(SERVICE, "spec", "ports", value=[{"port": 9440, "targetPort": 9000}]),
+        "Service/in.spec.ports[0].targetPort: leads to 9000: expected 443, 8443, 9440",
+    ),
+    "a port of the pod by its name": (
+        put(SERVICE, "spec", "ports", value=[{"port": 443, "targetPort": "http"}]),
+        "ports[0].targetPort: leads to http",
+    ),
+    "UDP": (
+        put(SERVICE, "spec", "ports", value=[{"port": 443, "protocol": "UDP"}]),
+        "ports[0].protocol: UDP: expected TCP",
+    ),
+    "security groups instead of the filter": (
+        put(SERVICE, "metadata", "annotations", f"{LB}security-groups", value="sg-1"),
+        f"Service/in {LB}security-groups: is not judged: expected no such annotation",
+    ),
+    "another controller": (
+        put(SERVICE, "spec", "loadBalancerClass", value="example.com/other"),
+        "Service/in.spec.loadBalancerClass: example.com/other: expected service.k8s.aws/nlb",
+    ),
+    "two halves of every address": (
+        put(SERVICE, "spec", "loadBalancerSourceRanges", value=["0.0.0.0/1", "128.0.0.0/1"]),
+        "0.0.0.0/1, 128.0.0.0/1: more public addresses than a /8 of IPv4",
+    ),
+    "every public IPv6 address": (blocks("2000::/3"), "more public addresses than a /20 of IPv6"),
+    "IPv4 addresses as IPv6": (
+        blocks("::ffff:0:0/97", "::ffff:8000:0/97"),
+        "more public addresses than a /8 of IPv4",
+    ),
+    "more than private addresses": (blocks("10.0.0.0/7"), "more public addresses than a /8"),
+    "another policy of the root namespace": (
+        copied(
+            AUTHORIZATION,
+            put(AUTHORIZATION, "metadata", "namespace", value="istio-system"),
+            put(AUTHORIZATION, "spec", value={"rules": [{"to": [TO_443]}]}),
+        ),
+        "AuthorizationPolicy/in.spec.rules[0].from: allows every client",
+    ),
+    "another policy by another label of the pods": (
+        copied(
+            AUTHORIZATION,
+            put(*SELECTED, value={"app": "istio-gateway"}),
+            put(*RULES, value=[{"to": [TO_443]}]),
+        ),
+        "AuthorizationPolicy/in.spec.rules[0].from: allows every client",
+    ),
+    "a policy of another target": (
+        put(AUTHORIZATION, "spec", value={"targetRefs": [{"kind": "Service", "name": "x"}]}),
+        "Gateway/in: no AuthorizationPolicy allows named clients",
+    ),
+    "an address that the client writes": (
+        put(*RULES, 0, "from", 0, "source", value={"remoteIpBlocks": ["203.0.113.0/24"]}),
+        "from.source.remoteIpBlocks: a client can write it: expected ipBlocks",
+    ),
+    "another action": (
+        copied(AUTHORIZATION, put(AUTHORIZATION, "spec", "action", value="CUSTOM")),
+        "AuthorizationPolicy/in.spec.action: CUSTOM is not judged",
+    ),
+    "HTTP": (
+        put(GATEWAY, *SERVERS, "port", "protocol", value="HTTP"),
+        "servers[0].port.protocol: HTTP: expected HTTPS or TLS",
+    ),
+    "HTTP with TLS that passes through": (
+        put(GATEWAY, *SERVERS, "tls", value={"mode": "PASSTHROUGH"}),
+        "servers[0].port.protocol: HTTPS: expected TLS",
+    ),
+    "every name of a top domain": (
+        put(GATEWAY, *SERVERS, value=PASSED | {"hosts": ["*.com"]}),
+        "servers[0].hosts: accepts every name",
+    ),
+    "a cipher without encryption": (
+        put(GATEWAY, *SERVERS, "tls", "cipherSuites", value=["NULL-SHA"]),
+        "servers[0].tls.cipherSuites: NULL-SHA",
+    ),
+    "TLS 1.0 at most": (
+        put(GATEWAY, *SERVERS, "tls", "maxProtocolVersion", value="TLSV1_0"),
+        "servers[0].tls.maxProtocolVersion: TLSV1_0",
+    ),
+    "a pattern as a name of the certificate": (
+        put(CERTIFICATE, "spec", "dnsNames", value=["[a-z]*.svc-1.example.com"]),
+        f"{HOST} is not in the Certificate",
+    ),
+    "a port of the node of an init container": (
+        add(workload("Deployment", template={"spec": SIDECAR})),
+        "Deployment/in hostPort: opens a port of the node",
+    ),
+    "a load balancer of an operator": (
+        add(
+            workload(
+                "ClickHouseInstallation",
+                "clickhouse.altinity.com/v1",
+                templates={"serviceTemplates": [{"spec": {"type": "LoadBalancer"}}]},
+            )
+        ),
+        "ClickHouseInstallation/in type: LoadBalancer: expected ClusterIP",
+    ),
+    "the network of the node by an operator": (
+        add(
+            workload(
+                "ClickHouseInstallation",
+                "clickhouse.altinity.com/v1",
+                templates={"podTemplates": [{"spec": {"hostNetwork": True}}]},
+            )
+        ),
+        "ClickHouseInstallation/in hostNetwork: listens on the node",
+    ),
 }
+UNKNOWN = {
+    "GRPCRoute": "gateway.networking.k8s.io/v1",
+    "UDPRoute": "gateway.networking.k8s.io/v1alpha2",
+    "TargetGroupBinding": "elbv2.k8s.aws/v1beta1",
+    "IngressRouteTCP": "traefik.io/v1alpha1",
+    "Route": "route.openshift.io/v1",
+    "HTTPProxy": "projectcontour.io/v1",
+    "TransportServer": "k8s.nginx.org/v1",
+    "TCPIngress": "configuration.konghq.com/v1beta1",
+    "EnvoyFilter": "networking.istio.io/v1alpha3",
+    "ServiceEntry": "networking.istio.io/v1",
+    "Service": "serving.knative.dev/v1",
+    "Deployment": "example.com/v1",
+}
+
+
+@pytest.mark.parametrize(("kind", "version"), UNKNOWN.items())
+def test_an_unknown_kind_is_a_finding_unless_it_is_accepted(kind: str, version: str) -> None:
+    documents = [*accepted(), workload(kind, version)]
+    assert [str(one) for one in judge(documents)] == [
+        f"{kind}/in: {version} is not judged: expected a known kind, or --accept KIND/NAME"
+    ]
+    assert judge(documents, frozenset({f"{kind}/in"})) == []
+    assert len(judge(documents, frozenset({f"{kind}/other"}))) == 1
+
+
+def test_an_accepted_kind_may_not_make_a_load_balancer() -> None:
+    given = workload("Database", "example.com/v1", service={"type": "LoadBalancer"})
+    assert [str(one) for one in judge([given], frozenset({"Database/in"}))] == [
+        "Database/in type: LoadBalancer: expected ClusterIP"
+    ]
+
+
+def test_a_load_balancer_without_a_gateway_is_a_finding() -> None:
+    assert [str(one) for one in judge(accepted()[:GATEWAY])] == [
+        "Service/in: leads to no Gateway: expected an Istio Gateway in the same file"
+    ]
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd00::/8"],
+        ["11.0.0.0/9", "11.128.0.0/9"],
+        ["2001:db8::/20"],
+        ["::ffff:10.0.0.0/104"],
+    ],
+)
+def test_private_networks_and_a_sum_at_the_limit_are_a_filter(networks: list[str]) -> None:
+    documents = accepted()
+    blocks(*networks)(documents)
+    put(SERVICE, "spec", "loadBalancerSourceRanges", value=networks)(documents)
+    assert judge(documents) == []
 
 
 @pytest.mark.parametrize(("change", "text"), CHANGES.values(), ids=CHANGES)
@@ -257,7 +465,7 @@ def test_a_way_around_is_one_finding(change: Callable[[Documents], None], text: 
 
 def test_tls_of_clickhouse_itself_needs_no_certificate_of_the_gateway() -> None:
     documents = accepted()
-    documents[GATEWAY]["spec"]["servers"][0]["tls"] = {"mode": "PASSTHROUGH"}
+    documents[GATEWAY]["spec"]["servers"][0] |= PASSED
     del documents[CERTIFICATE]
     assert judge(documents) == []
 
@@ -282,10 +490,14 @@ def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFi
     argv = ["policy", "ingress", "--check", str(file)]
     file.write_text(yaml.safe_dump_all(accepted()))
     assert (main(argv), capsys.readouterr().out) == (0, "")
-    file.write_text(yaml.safe_dump_all(accepted()[:GATEWAY]).replace("203.0.113.0/24", "0.0.0.0/0"))
+    file.write_text(yaml.safe_dump_all(accepted()).replace("203.0.113.0/24", "0.0.0.0/0"))
     assert main([*argv, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert [one["problem"] for one in report["findings"]] == ["0.0.0.0/0 is every address"]
+    assert [one["problem"] for one in report["findings"]] == ["0.0.0.0/0 is every address"] * 2
+    file.write_text(yaml.safe_dump_all([*accepted(), workload("Route", "example.com/v1")]))
+    assert (main(argv), "Route/in" in capsys.readouterr().out) == (1, True)
+    assert main([*argv, "--accept", "Route/in"]) == 0
+    assert capsys.readouterr().err == "note: Route/in is not judged, as --accept says\n"
     file.write_text("a: 1\na: 2\n")
     assert main(argv) == 1
     assert "appears twice" in capsys.readouterr().out
