@@ -154,9 +154,13 @@ def _find_time_problems(grant: RecordedGrant, opening: FactLine) -> Iterator[str
 
 
 def _find_changed_details(facts: Sequence[FactLine], opening: FactLine) -> Iterator[str]:
-    """Check that the lines after the last opening have its role, duration, end and endpoints."""
+    """Check that the lines after the last opening have its role, duration, end and endpoints.
+
+    After a crash that left the opening without effect, the grant may end without one.
+    """
     for fact in facts:
-        if fact.sequence > opening.sequence:
+        unopened = fact.fact in STATES and State(fact.fact) not in WITH_REPLICAS
+        if fact.sequence > opening.sequence and not unopened:
             for name in (*CONSTANT, "end_ms"):
                 if fact.detail.get(name) != opening.detail.get(name):
                     text = f"`{name}` is not that of line {opening.sequence}"

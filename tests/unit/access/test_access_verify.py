@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -616,6 +616,99 @@ async def test_an_approval_by_no_policy_is_found(
 
 
 # Other ends.
+
+
+async def end_in_break_glass(harness: Harness) -> None:
+    harness.write_policy(break_glass=True)
+    reason = {"kind": "break_glass", "ticket": "CS-1234", "text": ""}
+    request = request_envelope(reason=reason, duration_seconds=600)
+    await harness.order(Submit(envelope=request))
+    await harness.passes(601, 3)
+
+
+async def end_by_a_local_approval_of_less(harness: Harness) -> None:
+    harness.write_policy()
+    await harness.order(Submit(envelope=request_envelope()))
+    less = Approve(
+        id=GRANT_ID, by="anna", comment="less", role="system-metrics", duration_seconds=120
+    )
+    await harness.order(less)
+    await harness.passes(121, 3)
+
+
+async def end_by_a_signed_approval_of_less(harness: Harness) -> None:
+    request = request_envelope()
+    less = approval_envelope(request, role="system-metrics", duration_seconds=120, comment="less")
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=less))
+    await harness.passes(121, 3)
+
+
+async def end_before_opening(harness: Harness) -> None:
+    for server in harness.servers.values():
+        server.problems = ["version"]
+    await use(harness)
+
+
+async def end_in_a_lapse(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    await harness.passes(5 * 3600, 2)
+
+
+async def end_by_the_policy_at_once(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope(role="unknown")))
+
+
+async def end_by_a_changed_policy(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    harness.write_policy(approval="signed", ticket="X")
+    await harness.passes(1, 2)
+
+
+async def end_on_a_disk_that_refuses(harness: Harness) -> None:
+    """Have the lines of the end written ten minutes after it."""
+    request = request_envelope()
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    harness.ledger_error = harness.store_error = "full"
+    await harness.order(Revoke(id=GRANT_ID, by="anna", comment="x" * 400))
+    await harness.passes(600, 2)
+    harness.recover()
+    await harness.passes(31, 4)
+
+
+async def end_by_a_clock_that_steps_back(harness: Harness) -> None:
+    request = request_envelope()
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    harness.clock.step_wall(-1800)
+    await harness.passes(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (end_in_break_glass, "closed"),
+        (end_by_a_local_approval_of_less, "closed"),
+        (end_by_a_signed_approval_of_less, "closed"),
+        (end_before_opening, "failed"),
+        (end_in_a_lapse, "lapsed"),
+        (end_by_the_policy_at_once, "rejected"),
+        (end_by_a_changed_policy, "rejected"),
+        (end_on_a_disk_that_refuses, "closed"),
+        (end_by_a_clock_that_steps_back, "closed"),
+    ],
+)
+async def test_true_evidence_of_each_end_is_accepted(
+    harness: Harness,
+    end: Callable[[Harness], Awaitable[None]],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await end(harness)
+    pack = write(harness)
+    assert json.loads((pack / "summary.json").read_text())["state"] == expected
+    assert Found(capsys, pack).problems == []
 
 
 async def test_a_gap_in_the_record_is_a_problem(
