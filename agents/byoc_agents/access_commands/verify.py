@@ -8,14 +8,15 @@ ledger line that was kept elsewhere, confirms all lines before it.
 import base64
 import datetime as dt
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from byoc_agents.access.authority import CERTIFICATE_FILE, read_signing_request, uri_of_grant
-from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.documents import (
     APPROVAL,
     CLICKHOUSE,
@@ -29,8 +30,14 @@ from byoc_agents.access.errors import AuthorityError, DocumentError, PolicyError
 from byoc_agents.access.events import event_id
 from byoc_agents.access.machine import ENDS, TABLE, State
 from byoc_agents.access.policy import Policy, load_stored_policy
-from byoc_agents.access_commands.evidence import MISSING, SUMS
-from byoc_agents.access_commands.state import sum_counts
+from byoc_agents.access_commands.evidence import MISSING, README, SUMS, WITHOUT_USER
+from byoc_agents.access_commands.steps import (
+    STATES,
+    RecordedGrant,
+    approval_digests,
+    find_step_problems,
+    find_summary_problems,
+)
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.envelope import Envelope, VerifyingKey, open_envelope
 from byoc_agents.errors import EnvelopeError, Reason
@@ -47,7 +54,6 @@ from byoc_agents.ledger.format import (
 SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
 RECEIVED = frozenset({Reason.OK.value, Reason.ALREADY_STORED.value})
 STEPS = frozenset((state, row.to or state) for row in TABLE for state in row.states)
-STATES = frozenset(state.value for state in State)
 
 
 class EvidenceVerdict(msgspec.Struct, kw_only=True):
@@ -139,6 +145,7 @@ class _EvidenceCheck:
         self._request: AccessRequest
         self._payload = b""
         self._policies: dict[str, Policy] = {}
+        self._approvals: dict[str, Approval] = {}  # by the SHA-256 of the envelope
 
     def _add(self, problem: str) -> None:
         self._verdict.problems.append(problem)
@@ -186,10 +193,46 @@ class _EvidenceCheck:
         self._check_policies()
         self._check_request()
         self._check_approvals()
+        self._verdict.problems += find_step_problems(self._recorded())
         self._check_certificate()
         self._check_logs()
         self._check_summary()
+        self._check_names()
         self._count_receipts()
+
+    def _recorded(self) -> RecordedGrant:
+        return RecordedGrant(
+            request=self._request,
+            request_sha256=sha256(self._payload),
+            facts=self._facts,
+            policies=self._policies,
+            approvals=self._approvals,
+        )
+
+    def _check_names(self) -> None:
+        """Find files that neither the request nor a line of the ledger calls for."""
+        expected = {"README.txt", "request.dsse.json", "ledger.jsonl", "summary.json", SUMS}
+        approvals = {digest for fact in self._facts for digest in approval_digests(fact)}
+        expected |= {f"approval-{number}.dsse.json" for number in range(1, len(approvals) + 1)}
+        for fact in self._facts:
+            if "policy" in fact.sha256:
+                expected.add(f"policy-{fact.sha256['policy']}.yaml")
+            if "certificate_pem" in fact.sha256:
+                expected |= {"certificate.pem", CERTIFICATE_FILE}
+            if fact.fact == "collected":
+                replica = fact.detail.get("replica", "")
+                expected |= {f"{replica}-{kind}.jsonl" for kind in ("queries", "sessions")}
+        if self._files.get(MISSING):  # what it states is a problem of its own
+            expected.add(MISSING)
+        for name in sorted(self._files.keys() - expected):
+            self._add(f"{name}: not a file of this evidence")
+        readme = self._files.get("README.txt", b"").decode(errors="replace")
+        if readme not in {README, README + WITHOUT_USER.format(endpoints=self._endpoints)}:
+            self._verdict.notes.append("README.txt: not the text of this version")
+
+    @property
+    def _endpoints(self) -> str:
+        return ", ".join(self._request.endpoints)
 
     def _states(self) -> list[str]:
         return [fact.fact for fact in self._facts if fact.fact in STATES]
@@ -323,6 +366,8 @@ class _EvidenceCheck:
         assert isinstance(approval, Approval)  # noqa: S101  the type of APPROVAL
         if approval.request_sha256 != sha256(self._payload) or approval.decision != "approve":
             self._add(f"{name}: not an approval of this request")
+        else:
+            self._approvals[sha256(self._files[name])] = approval
 
     def _check_enough(self, policy: Policy, opening: FactLine, given: int) -> None:
         role = opening.detail.get("role", "")
@@ -347,7 +392,11 @@ class _EvidenceCheck:
         if digests != {sha256(content)}:
             self._add("certificate.pem: not the certificate of the ledger")
             return
-        ends = {f.detail["end_ms"] for f in self._facts if "end_ms" in f.detail}
+        openings = [fact.sequence for fact in self._facts if fact.fact == State.OPENING]
+        last = max(openings, default=0)  # an earlier one was left without effect by a crash
+        ends = {
+            f.detail["end_ms"] for f in self._facts if "end_ms" in f.detail and f.sequence >= last
+        }
         for problem in self._find_certificate_problems(content, ends):
             self._add(f"certificate.pem: {problem}")
 
@@ -426,35 +475,16 @@ class _EvidenceCheck:
             self._add(f"{name}: {found} rows {row}, and the ledger has {count} {stated}")
 
     def _check_summary(self) -> None:
-        """Compare the summary, which the ledger has no digest of, with the ledger."""
+        """Compare the summary, which the ledger has no digest of, with request and ledger."""
         try:
-            found = msgspec.json.decode(self._files.get("summary.json", b""), type=_StatedSummary)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            found = json.loads(self._files.get("summary.json", b""), object_pairs_hook=_no_repeat)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
             self._add("summary.json: expected the summary of a grant")
             return
-        states, last = self._states(), self._facts[-1]
-        expected = _StatedSummary(
-            id=self._request.id,
-            state=states[-1] if states else "",
-            role=last.detail.get("role", ""),
-            engineer=self._request.engineer.id,
-            ticket=self._request.reason.ticket,
-            request_sha256=sha256(self._payload),
-            counts=sum_counts(self._request.id, self._facts),
-            endpoints=self._request.endpoints,
-            clickhouse_user=self._find_user(),
-        )
-        if found.clickhouse_user is None:  # of a version that did not state it
-            expected.endpoints = expected.clickhouse_user = None
-        for field in _StatedSummary.__struct_fields__:
-            if getattr(found, field) != getattr(expected, field):
-                self._add(f"summary.json: `{field}` is not that of the request and the ledger")
-
-    def _find_user(self) -> str:
-        """Return the user that was, or may have been, created; "" if there was none."""
-        opening = self._find(State.OPENING)
-        touched = opening is not None and _split(opening, "touched")
-        return user_of(self._request.id) if touched else ""
+        for field in find_summary_problems(self._recorded(), found):
+            self._add(f"summary.json: `{field}` is not that of the request and the ledger")
 
     def _count_receipts(self) -> None:
         """Note how many of the events about the grant the vendor has received."""
@@ -485,13 +515,9 @@ class _CollectedRow(msgspec.Struct):
     type: str = ""
 
 
-class _StatedSummary(msgspec.Struct):
-    id: str
-    state: str
-    role: str
-    engineer: str
-    ticket: str
-    request_sha256: str
-    counts: dict[str, int]
-    endpoints: tuple[str, ...] | None = None  # None = of a version that did not state them
-    clickhouse_user: str | None = None
+def _no_repeat(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises ValueError if it has a name twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice")
+    return found

@@ -2,14 +2,15 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from byoc_agents.access.authority import create_authority
-from byoc_agents.access.documents import sha256
+from byoc_agents.access.documents import sha256, utc_text
 from byoc_agents.access.events import event_id
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve, Deny, Revoke, Submit
@@ -22,10 +23,12 @@ from lab.fakes.core import START_MS, FakeClock
 from tests.unit.access.access_documents import (
     APPROVER,
     GRANT_ID,
+    SECOND_APPROVER,
     STRANGER,
     VENDOR,
     approval_envelope,
     base64_of,
+    policy_text,
     request_envelope,
 )
 from tests.unit.access.scripted_broker import Harness
@@ -340,6 +343,85 @@ async def test_a_foreign_authority_is_found(pack: Path, capsys: pytest.CaptureFi
     assert problems == ["certificate.pem: expected a certificate that access-ca.crt has signed"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("r9-queries.jsonl", "r9-sessions.jsonl", "note.txt", "policy-0.yaml"),
+        *("approval.txt", "missing.txt"),
+    ],
+)
+async def test_a_file_that_no_line_calls_for_is_found_although_it_is_listed(
+    pack: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pack / name).write_text("")
+    sum_again(pack)
+    assert Found(capsys, pack, *KEYS).problems == [f"{name}: not a file of this evidence"]
+
+
+async def test_another_readme_is_a_note(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its text is that of the version that wrote it."""
+    (pack / "README.txt").write_text("ok")
+    sum_again(pack)
+    assert "README.txt: not the text of this version" in Found(capsys, pack, *KEYS).notes
+
+
+LATER = "2031-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("approvers", ["boss"]),
+        ("comments", ["yes"]),
+        ("vendor_keys", []),
+        ("opened_at", LATER),
+        ("opened_at", ""),
+        ("closed_at", LATER),
+        ("closed_at", "2020-01-01T00:00:00Z"),
+        ("closed_at", "x"),
+        ("since", LATER),
+        ("ends_at", LATER),
+        ("issued_at", LATER),
+        ("reason", "x"),
+        ("text", "other"),
+        ("kind", "question"),
+        ("engineer_name", "B. Example"),
+        ("duration_seconds", 60),
+        ("requested_seconds", 60),
+        ("requested_role", "query-text"),
+        ("policy_sha256", "0" * 64),
+        ("replicas", ["r0"]),
+        ("endpoints", ["kubernetes"]),
+        ("added", "x"),
+    ],
+)
+async def test_each_field_of_the_summary_is_compared(
+    pack: Path, field: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pack / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    sum_again(pack)
+    assert Found(capsys, pack, *KEYS).problems == [
+        f"summary.json: `{field}` is not that of the request and the ledger"
+    ]
+
+
+async def test_a_summary_with_a_field_twice_or_without_one_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pack / "summary.json"
+    before = path.read_text()
+    path.write_text(before.replace("{", '{"role": "x",', 1))
+    sum_again(pack)
+    assert Found(capsys, pack).problems == ["summary.json: expected the summary of a grant"]
+    fields = json.loads(before)
+    fields.pop("reason")
+    path.write_text(json.dumps(fields))
+    sum_again(pack)
+    (problem,) = Found(capsys, pack).problems
+    assert problem == "summary.json: `reason` is not that of the request and the ledger"
+
+
 async def test_a_summary_that_says_something_else_is_found(
     pack: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,7 +453,262 @@ async def test_a_file_nested_deeper_than_a_decoder_follows_is_found(
     assert any(one.startswith(problem) for one in found.problems), found.problems
 
 
+# What opened, against the request, the approvals and the policy.
+
+
+def changed(first: str, **detail: str) -> Callable[[list[bytes]], list[bytes]]:
+    """Return a change of details of the line with this fact, and of all lines after it."""
+
+    def change(lines: list[bytes]) -> list[bytes]:
+        fields = [json.loads(raw) for raw in lines]
+        at = next(n for n, one in enumerate(fields) if one.get("fact") == first)
+        for one in fields[at:]:
+            if one.get("subject") == GRANT_ID:
+                one["detail"] |= detail
+        return [json.dumps(one).encode() for one in fields]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("first", "detail", "expected"),
+    [
+        ("opening", {"role": "query-text"}, "opened with the role 'query-text': approved was"),
+        ("pending", {"role": "query-text"}, "the role 'query-text': the request allows"),
+        ("opening", {"duration_seconds": "3600"}, "opened for '3600' s: approved was '300'"),
+        ("pending", {"duration_seconds": "3600"}, "for '3600' s: the request and"),
+        ("pending", {"duration_seconds": "400"}, "allow at most 300 s"),
+        ("pending", {"duration_seconds": "x"}, "for 'x' s: the request and"),
+        ("opening", {"end_ms": str(START_MS + 9 * 3_600_000)}, "its end is not 300 s after"),
+        ("opening", {"end_ms": "x"}, "its end is not 300 s after"),
+        ("open", {"end_ms": str(START_MS)}, "`end_ms` is not that of line"),
+        ("open", {"role": "system-metrics"}, "`role` is not that of line"),
+        ("opening", {"endpoints": "clickhouse, kubernetes"}, "the endpoints"),
+        ("opening", {"kind": "maintenance"}, "the kind"),
+    ],
+)
+async def test_an_opening_that_nobody_allowed_is_found(
+    harness: Harness,
+    first: str,
+    detail: dict[str, str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The request is for 600 s, and the signed approval for 300 s."""
+    request = request_envelope(duration_seconds=600)
+    approval = approval_envelope(request, duration_seconds=300)
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval))
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    pack = write(harness)
+    assert Found(capsys, pack, *KEYS).problems == []
+    edit_lines(pack, changed(first, **detail), chain=True)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert any(one.startswith("ledger.jsonl") and expected in one for one in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"max_duration": "10m"}, "the policy forbids it: duration"),
+        ({"ticket": "X"}, "the policy forbids it: ticket"),
+        ({"enabled": False}, "the policy forbids it: disabled"),
+        (
+            {"hours": {"days": "mon-sun", "from": "00:00", "to": "00:01", "zone": "UTC"}},
+            "the policy forbids it: hours",
+        ),
+    ],
+)
+async def test_an_opening_that_its_policy_forbids_is_found(
+    pack: Path, policy: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = policy_text(**{"approval": "signed"} | policy).encode()
+    (pack / f"policy-{sha256(content)}.yaml").write_bytes(content)
+
+    def under(lines: list[bytes]) -> list[bytes]:
+        fields = [json.loads(raw) for raw in lines]
+        opening = next(one for one in fields if one.get("fact") == "opening")
+        opening["sha256"]["policy"] = sha256(content)
+        return [json.dumps(one).encode() for one in fields]
+
+    edit_lines(pack, under, chain=True)
+    (problem,) = Found(capsys, pack, *KEYS).problems
+    assert problem.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(-86_400, "before `not_before`"), (86_400, "after `expires_at`")]
+)
+async def test_an_opening_outside_the_times_of_the_request_is_found(
+    pack: Path, seconds: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def moved(lines: list[bytes]) -> list[bytes]:
+        fields = [json.loads(raw) for raw in lines]
+        time = utc_text(START_MS + seconds * 1000).replace("Z", "+00:00")
+        return [json.dumps(one | {"time": time}).encode() for one in fields]
+
+    edit_lines(pack, moved, chain=True)
+    assert any(expected in one for one in Found(capsys, pack, *KEYS).problems)
+
+
+async def test_a_grant_that_is_collected_and_never_was_open_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_lines(pack, without("open"), chain=True)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "ledger.jsonl: the grant was collected, and no line says that it was open" in problems
+
+
+# Lines that were cut off at the beginning.
+
+
+@pytest.mark.parametrize(
+    "first", [("approved", ""), ("pending", "approval_refused"), ("pending", "approved_in_part")]
+)
+async def test_removed_first_lines_are_found_although_the_last_line_is_anchored(
+    harness: Harness, first: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refused approval, one of two, and the second."""
+    harness.write_policy(approval="signed", approvals_needed=2)
+    request = request_envelope()
+    other = approval_envelope(request_envelope(duration_seconds=1800))
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=other))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    second = approval_envelope(request, SECOND_APPROVER, "sec-2")
+    await harness.order(Approve(id=GRANT_ID, envelope=second))
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    pack = write(harness)
+    lines = (pack / "ledger.jsonl").read_bytes().splitlines()
+    last = f"{json.loads(lines[-1])['sequence']}:{sha256_hex(lines[-1])}"
+    keys = (*KEYS, "--approver-key", base64_of(SECOND_APPROVER), "--anchor", last)
+    assert Found(capsys, pack, *keys).problems == []
+
+    def is_first(raw: bytes) -> bool:
+        fields = json.loads(raw)
+        return fields.get("fact") == first[0] and str(fields["reason"]).startswith(first[1])
+
+    def cut(lines: list[bytes]) -> list[bytes]:
+        return lines[next(n for n, raw in enumerate(lines) if is_first(raw)) :]
+
+    edit_lines(pack, cut, chain=False)
+    (problem,) = Found(capsys, pack, *keys).problems
+    assert problem.endswith("is not the first step of a grant: lines before it are missing")
+
+
+async def test_an_approval_by_no_policy_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines before `approved` are removed, and its reason is that of a policy without them."""
+
+    def forge(lines: list[bytes]) -> list[bytes]:
+        fields = [json.loads(raw) for raw in lines]
+        at = next(n for n, one in enumerate(fields) if one.get("fact") == "approved")
+        fields[at] |= {"reason": "needs_no_approval", "sha256": fields[0]["sha256"]}
+        fields[at]["detail"].pop("approvers")
+        return [json.dumps(one).encode() for one in fields[at:]]
+
+    edit_lines(pack, forge, chain=True)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert any(one.endswith("approved without an approval: the policy needs 1") for one in problems)
+
+
 # Other ends.
+
+
+async def end_in_break_glass(harness: Harness) -> None:
+    harness.write_policy(break_glass=True)
+    reason = {"kind": "break_glass", "ticket": "CS-1234", "text": ""}
+    request = request_envelope(reason=reason, duration_seconds=600)
+    await harness.order(Submit(envelope=request))
+    await harness.passes(601, 3)
+
+
+async def end_by_a_local_approval_of_less(harness: Harness) -> None:
+    harness.write_policy()
+    await harness.order(Submit(envelope=request_envelope()))
+    less = Approve(
+        id=GRANT_ID, by="anna", comment="less", role="system-metrics", duration_seconds=120
+    )
+    await harness.order(less)
+    await harness.passes(121, 3)
+
+
+async def end_by_a_signed_approval_of_less(harness: Harness) -> None:
+    request = request_envelope()
+    less = approval_envelope(request, role="system-metrics", duration_seconds=120, comment="less")
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=less))
+    await harness.passes(121, 3)
+
+
+async def end_before_opening(harness: Harness) -> None:
+    for server in harness.servers.values():
+        server.problems = ["version"]
+    await use(harness)
+
+
+async def end_in_a_lapse(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    await harness.passes(5 * 3600, 2)
+
+
+async def end_by_the_policy_at_once(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope(role="unknown")))
+
+
+async def end_by_a_changed_policy(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    harness.write_policy(approval="signed", ticket="X")
+    await harness.passes(1, 2)
+
+
+async def end_on_a_disk_that_refuses(harness: Harness) -> None:
+    """Have the lines of the end written ten minutes after it."""
+    request = request_envelope()
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    harness.ledger_error = harness.store_error = "full"
+    await harness.order(Revoke(id=GRANT_ID, by="anna", comment="x" * 400))
+    await harness.passes(600, 2)
+    harness.recover()
+    await harness.passes(31, 4)
+
+
+async def end_by_a_clock_that_steps_back(harness: Harness) -> None:
+    request = request_envelope()
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    harness.clock.step_wall(-1800)
+    await harness.passes(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (end_in_break_glass, "closed"),
+        (end_by_a_local_approval_of_less, "closed"),
+        (end_by_a_signed_approval_of_less, "closed"),
+        (end_before_opening, "failed"),
+        (end_in_a_lapse, "lapsed"),
+        (end_by_the_policy_at_once, "rejected"),
+        (end_by_a_changed_policy, "rejected"),
+        (end_on_a_disk_that_refuses, "closed"),
+        (end_by_a_clock_that_steps_back, "closed"),
+    ],
+)
+async def test_true_evidence_of_each_end_is_accepted(
+    harness: Harness,
+    end: Callable[[Harness], Awaitable[None]],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await end(harness)
+    pack = write(harness)
+    assert json.loads((pack / "summary.json").read_text())["state"] == expected
+    assert Found(capsys, pack).problems == []
 
 
 async def test_a_gap_in_the_record_is_a_problem(
