@@ -96,7 +96,12 @@ def test_every_rule_is_tested_firing_and_silent(file: str) -> None:
 def test_what_is_said_of_clickhouse_is_relayed_with_the_exporters_own_reasons() -> None:
     """The forwarder's default matchers take each of them, and its Watchdog the one."""
     usual = AlertsSettings(
-        url="https://a", token="t", signing_secret="s", webhook_token="w", fingerprint_secret="f"
+        url="https://a",
+        token="t",
+        signing_secret="s",
+        webhook_token="w",
+        fingerprint_secret="f",
+        namespace="*",
     )
     selector, watchdog = matchers.parse(usual.selected), matchers.parse(usual.watchdog)
     for rule in rules("clickhouse"):
@@ -359,7 +364,12 @@ def test_the_brokers_rules_and_dashboard_are_installed_with_the_broker_only() ->
 def test_no_alert_about_access_leaves_by_default() -> None:
     """They are about the vendor's engineers, and for the customer."""
     usual = AlertsSettings(
-        url="https://a", token="t", signing_secret="s", webhook_token="w", fingerprint_secret="f"
+        url="https://a",
+        token="t",
+        signing_secret="s",
+        webhook_token="w",
+        fingerprint_secret="f",
+        namespace="*",
     )
     selector = matchers.parse(usual.selected)
     for rule in rules("access"):

@@ -288,7 +288,9 @@ BEYOND_BOUNDS = {
     "before 1970": lambda record: altered(record, charge_period_start="1969-12-31T23:59:59.999Z"),
     "after 2099": lambda record: altered(record, charge_period_end="2100-01-01T00:00:00.001Z"),
     "long period": lambda record: altered(record, charge_period_start="2016-11-01T00:00:00Z"),
-    "empty period": lambda r: altered(r, charge_period_start=r.data.charge_period_end),
+    "empty period": lambda record: altered(
+        record, charge_period_start=record.data.charge_period_end
+    ),
 }
 
 

@@ -6,6 +6,7 @@ has them.
 """
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,9 @@ def fill(session: chdb.session.Session, place: Path, organization: str) -> None:
         grant.body,
     ]
     store_events(session, bodies, NOON_MS + 1000)
+    at = rfc3339(int(time.time() * 1000))  # such a row is kept for a day
+    progress = f'{{"organization_id": "{organization}", "at": "{at}"}}'
+    store_rows(session, "byoc_progress", [progress.encode()])
     history = ReplicaHistory(organization_id=organization, service_id=service)
     for message in objects([history.measured() for _ in range(3)]):
         path = place / organization / message.id

@@ -24,8 +24,8 @@ from byoc_agents.billing.record import (
 
 NO_CPU = Decimal(0)  # comparing with an int takes three times as long
 MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay exact
-# Bounds of the other figures, far beyond any machine too: ClickHouse adds their products exactly. It
-# takes an integer that does not fit its column for a smaller one.
+# Bounds of the other figures, far beyond any machine too: ClickHouse adds their products exactly.
+# It takes an integer that does not fit its column for a smaller one.
 MAX_TIME_MS = 10 * 366 * 86_400_000
 MAX_MILLICORES = 10**12
 MAX_MACHINE_CPUS = 10**6
@@ -143,7 +143,10 @@ def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
 
 
 def _find_excess(usage: Usage, span: CheckedPeriod) -> str:
-    """Return which figure is beyond its bound; empty if none is. `totals.sql` has the same rules."""
+    """Return which figure is beyond its bound; empty if none is.
+
+    `totals.sql` has the rules for times, CPU and memory, and no others.
+    """
     size, used, samples = usage.allocated, usage.used, usage.samples
     if span.start_ms < 0 or span.end_ms > YEAR_2100_MS:
         return "the period is not in the years 1970 to 2099"
