@@ -97,6 +97,7 @@ MAX_PENDING = 64  # requests that wait for an approval
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
+MAX_AHEAD_SECONDS = 120  # by which the vendor's clock may be ahead of the broker's
 LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 NOT_RECORDED = "it is off, and the line about that is not written"
@@ -107,7 +108,7 @@ LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 # Why a request or a withdrawal is not taken at all; what the policy refuses is a grant's end.
 REFUSED_DOCUMENTS = (
     *get_args(EnvelopeReason),
-    *(DocumentError.reason, "wrong_audience", "conflict", "older_than_store"),
+    *(DocumentError.reason, "wrong_audience", "conflict", "older_than_store", "issued_in_future"),
 )
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
@@ -767,6 +768,11 @@ class Broker:
             # The store may have known it before it was lost.
             self._refused_documents["older_than_store"] += 1
             return "refused: the request is older than the broker's store"
+        if request.issued_ms > now.wall_ms + MAX_AHEAD_SECONDS * 1000:
+            # The check above and the limit of four days are relative to this time.
+            structlog.get_logger().error("access.issued_in_future", grant=request.id)
+            self._refused_documents["issued_in_future"] += 1
+            return "refused: issued_at is in the future"
         grant = Grant(
             id=request.id,
             state=State.RECEIVED,

@@ -20,7 +20,7 @@ from byoc_agents.access.documents import (
     METRICS,
     REQUEST,
     AccessRequest,
-    parse_document,
+    parse_stored_document,
 )
 from byoc_agents.access.policy import Granted
 
@@ -191,7 +191,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def request(self) -> AccessRequest:
         """The request."""
-        document = parse_document(REQUEST, self.payload)
+        document = parse_stored_document(REQUEST, self.payload)
         assert isinstance(document, AccessRequest)  # noqa: S101  its type was signed
         return document
 

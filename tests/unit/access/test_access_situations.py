@@ -22,6 +22,8 @@ any document that is not taken             broker    a_document_that_is_not_take
 the same bytes again                       broker    the_same_request_again_changes_nothing
 an id from before a lost store             broker    a_request_from_before_a_lost_store_is_refused
 the same, after the grant has ended        broker    an_ended_id_cannot_be_used_again_after_a_restart
+issued in the future                       received  a_request_from_the_future_is_refused
+a field is given twice                     received  a_request_with_a_field_twice_is_refused
 the request has expired                    policy    a_request_is_expired_at_its_end
 a key of the vendor has expired            envelope  an_expired_key_does_not_count_from_its_end_on
 the vendor withdraws                       broker    the_vendor_can_end_it
