@@ -1,4 +1,4 @@
-"""What the broker takes from the vendor: its times, its fields, and a withdrawal that comes first."""
+"""What the broker takes from the vendor: times, fields, and a withdrawal that comes first."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
