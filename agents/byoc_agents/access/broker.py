@@ -24,6 +24,7 @@ from byoc_agents.access.clickhouse_admin import (
 )
 from byoc_agents.access.control_facts import ControlFacts, StatedControls
 from byoc_agents.access.control_files import DISABLED, UNREADABLE, KillSwitch, PolicySource
+from byoc_agents.access.counted import count_granted, describe_roles
 from byoc_agents.access.documents import (
     APPROVAL,
     BREAK_GLASS,
@@ -97,6 +98,7 @@ MAX_PENDING = 64  # requests that wait for an approval
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
+MAX_AHEAD_SECONDS = 120  # by which the vendor's clock may be ahead of the broker's
 LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 NOT_RECORDED = "it is off, and the line about that is not written"
@@ -104,10 +106,14 @@ CHANGES_TOO_OFTEN = "it is off, and has changed too often to be recorded now"
 CALL_SECONDS = 2.0  # for a call that uses the broker's directory; a busy machine needs some of it
 ORDERS = "orders"
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
+UNTIMELY = {
+    "older_than_store": "the request is older than the broker's store",
+    "issued_in_future": "issued_at is in the future",
+}
 # Why a request or a withdrawal is not taken at all; what the policy refuses is a grant's end.
 REFUSED_DOCUMENTS = (
     *get_args(EnvelopeReason),
-    *(DocumentError.reason, "wrong_audience", "conflict", "older_than_store"),
+    *(DocumentError.reason, "wrong_audience", "conflict", *UNTIMELY),
 )
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
@@ -474,11 +480,10 @@ class Broker:
         record = self._find_record_error(grant)
         if policy is None:
             return Conditions(kill_switch=self._kill_switch, record=record)
-        if grant.state is State.PENDING:
-            rule = judge_request(policy, grant.request, now.wall_ms)
-            rule = "" if rule == "expired" else rule  # it lapses
-        else:
-            rule = judge_approved(policy, grant.request, grant.granted, now.wall_ms)
+        granted = count_granted(grant, policy, now.wall_ms)
+        rule = judge_approved(policy, grant.request, granted, now.wall_ms)
+        if grant.state is State.PENDING and rule == "approvals":
+            rule = ""
         others = [g.request.engineer.id for g in self._active.values() if _counts_as_open(g)]
         return Conditions(
             kill_switch=self._kill_switch,
@@ -763,10 +768,10 @@ class Broker:
         if known is not None:
             await self._record_conflict(request.id, known, digest)
             return "refused: the id was used by another request"
-        if request.issued_ms < self._created_ms:
-            # The store may have known it before it was lost.
-            self._refused_documents["older_than_store"] += 1
-            return "refused: the request is older than the broker's store"
+        if reason := self._judge_issue(request, now):
+            self._refused_documents[reason] += 1
+            structlog.get_logger().error(f"access.{reason}", grant=request.id)
+            return f"refused: {UNTIMELY[reason]}"
         grant = Grant(
             id=request.id,
             state=State.RECEIVED,
@@ -797,6 +802,14 @@ class Broker:
         if after.state is State.RECEIVED:
             raise RecordError("the request was not stored")
         return f"{after.id}: {after.state.value}: {after.reason}"
+
+    def _judge_issue(self, request: AccessRequest, now: GrantTime) -> str:
+        """Return why a request is not taken because of the time when it was issued, or ""."""
+        if request.issued_ms < self._created_ms:  # the store may have known it before it was lost
+            return "older_than_store"
+        # That check and the limit of four days are relative to `issued_at`.
+        ahead = request.issued_ms > now.wall_ms + MAX_AHEAD_SECONDS * 1000
+        return "issued_in_future" if ahead else ""
 
     async def _record_conflict(self, request_id: str, known: str, refused: str) -> None:
         """State that a trusted sender has used an id twice. The digests are of both requests."""
@@ -829,8 +842,9 @@ class Broker:
         if approval.decision == "deny":
             reason = f"denied: {approval.comment}"
             return await self._end(grant.id, Cause.DENIED, reason, given[0].by)
-        granted = msgspec.structs.replace(grant, **fields).granted
-        missing = judge_approved(policy, grant.request, granted, self._now().wall_ms)
+        now_ms = self._now().wall_ms
+        granted = count_granted(msgspec.structs.replace(grant, **fields), policy, now_ms)
+        missing = judge_approved(policy, grant.request, granted, now_ms)
         cause = Cause.APPROVED_IN_PART if missing else Cause.APPROVED
         after = await self._apply(grant, cause, "", fields)
         if after is grant:
@@ -843,15 +857,22 @@ class Broker:
         """Return the fields of the grant that the approval changes. Raises DocumentError."""
         if rule := judge_approval(policy, grant.request, approval):
             raise DocumentError(f"{rule}: expected no more than the request")
-        before = {one.by for one in grant.approvals}
+        now_ms = self._now().wall_ms
+        roles = describe_roles(policy, grant.request.role)
+        given = [msgspec.structs.replace(one, roles=roles) for one in given]
+        # An approval that has stopped to count gives way to another one of the same person.
+        counted = set(count_granted(grant, policy, now_ms).approvers)
+        given = [one for one in given if one.by not in counted]
+        again = {one.by for one in given}
+        kept = [one for one in grant.approvals if one.by not in again]
         asked = approval.duration_seconds or grant.duration_seconds
         fields = {
-            "approvals": (*grant.approvals, *(one for one in given if one.by not in before)),
+            "approvals": (*kept, *given),
             "role": _lesser(policy, grant.role, approval.role),
             "duration_seconds": min(grant.duration_seconds, asked),
         }
-        granted = msgspec.structs.replace(grant, **fields).granted
-        rule = judge_approved(policy, grant.request, granted, self._now().wall_ms)
+        granted = count_granted(msgspec.structs.replace(grant, **fields), policy, now_ms)
+        rule = judge_approved(policy, grant.request, granted, now_ms)
         if approval.decision == "approve" and rule not in {"", "approvals"}:
             raise DocumentError(f"{rule}: the policy forbids the grant")
         return fields

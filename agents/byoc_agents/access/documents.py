@@ -6,6 +6,7 @@ fields are refused, so that no sender relies on a limit that is not read.
 
 import datetime as dt
 import hashlib
+import json
 import re
 from typing import Annotated, Literal
 
@@ -157,13 +158,37 @@ TYPES: dict[str, type[AccessRequest | Withdrawal | Approval]] = {
 
 
 def parse_document(payload_type: str, payload: bytes) -> AccessRequest | Withdrawal | Approval:
-    """Return the document of a verified payload. Raises DocumentError, naming the field."""
+    """Return the document of a verified payload. Raises DocumentError, naming the field.
+
+    A field that is given twice is refused: two readers could take different values of it.
+    """
+    document = parse_stored_document(payload_type, payload)
+    json.loads(payload.decode(), object_pairs_hook=_refuse_repeated)
+    return document
+
+
+def parse_stored_document(
+    payload_type: str, payload: bytes
+) -> AccessRequest | Withdrawal | Approval:
+    """Return a document that was accepted before, also by an earlier version.
+
+    Earlier versions accepted a field that is given twice. Raises DocumentError.
+    """
     try:
         return msgspec.json.decode(payload, type=TYPES[payload_type])
     except msgspec.ValidationError as error:
         raise DocumentError(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise DocumentError("expected JSON") from None
+
+
+def _refuse_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise DocumentError(f"{name}: given twice")
+        found[name] = value
+    return found
 
 
 def parse_time(text: str) -> int:

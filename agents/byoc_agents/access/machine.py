@@ -20,9 +20,8 @@ from byoc_agents.access.documents import (
     METRICS,
     REQUEST,
     AccessRequest,
-    parse_document,
+    parse_stored_document,
 )
-from byoc_agents.access.policy import Granted
 
 CLOCK_TOLERANCE_MS = 60_000  # NTP steps that are not counted as a clock that was set back
 
@@ -159,6 +158,8 @@ class GivenApproval(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     at_ms: int
     envelope: bytes = b""  # as it was signed; empty in mode `local`
     comment: str = ""
+    # What the roles meant that the grant could have; empty in grants of earlier versions.
+    roles: dict[str, str] = {}
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -191,7 +192,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def request(self) -> AccessRequest:
         """The request."""
-        document = parse_document(REQUEST, self.payload)
+        document = parse_stored_document(REQUEST, self.payload)
         assert isinstance(document, AccessRequest)  # noqa: S101  its type was signed
         return document
 
@@ -207,16 +208,6 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def needs_certificate(self) -> bool:
         """Whether one of its endpoints asks for a certificate; the Kubernetes API does not."""
         return self.needs_user or METRICS in self.request.endpoints
-
-    @property
-    def granted(self) -> Granted:
-        """The approved role and duration, and everyone who agreed to them."""
-        return Granted(
-            role=self.role,
-            duration_seconds=self.duration_seconds,
-            vendor_keys=self.vendor_keys,
-            approvers=tuple(approval.by for approval in self.approvals),
-        )
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):

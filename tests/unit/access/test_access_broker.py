@@ -163,6 +163,7 @@ REFUSED = {
     "older_than_store": request_envelope(
         start_ms=START_MS - HOUR_MS, id=grant_id(2), not_before=utc_text(START_MS)
     ),
+    "issued_in_future": request_envelope(start_ms=START_MS + HOUR_MS, id=grant_id(3)),
 }
 
 

@@ -22,6 +22,8 @@ any document that is not taken             broker    a_document_that_is_not_take
 the same bytes again                       broker    the_same_request_again_changes_nothing
 an id from before a lost store             broker    a_request_from_before_a_lost_store_is_refused
 the same, after the grant has ended        broker    an_ended_id_cannot_be_used_again_after_a_restart
+issued in the future                       received  a_request_from_the_future_is_refused
+a field is given twice                     received  a_request_with_a_field_twice_is_refused
 the request has expired                    policy    a_request_is_expired_at_its_end
 a key of the vendor has expired            envelope  an_expired_key_does_not_count_from_its_end_on
 the vendor withdraws                       broker    the_vendor_can_end_it
@@ -41,6 +43,11 @@ an approval of less                        broker    an_approver_may_give_less
 an approval of more                        broker    an_approval_of_more_is_refused_and_the_request_stays
 an approval by a wrong key                 broker    in_mode_signed_only_a_key_of_the_customer_approves
 an approval of another request             broker    in_mode_signed_only_a_key_of_the_customer_approves
+an unsigned approval, the policy is signed counted   an_unsigned_approval_does_not_count_after_the_policy_asks_for_signed_ones
+a key of an approver is replaced, expired  counted   a_signed_approval_counts_while_its_key_is_in_the_policy
+a key of the vendor is replaced, expired   counted   a_pending_request_needs_a_key_that_is_in_the_policy
+the same, while access is open             counted   an_open_grant_needs_a_key_that_is_in_the_policy
+an approved role means something else      counted   an_approval_counts_for_the_role_as_it_was
 an approval of a request that has ended    broker    an_approval_of_a_request_that_has_ended_is_refused
 nobody answers                             broker    nobody_answers
 outside the hours                          broker    an_approved_grant_waits_until_it_may_begin_and_lapses
