@@ -87,6 +87,9 @@ REFUSED = {
     "ingress.issuer.name: is required": {"issuer": {"name": ""}},
     "ingress.clickhouseHost: is required": {"owner": "other"},
     "ingress.allowFrom": {"allowFrom": ["0.0.0.0/0"]},
+    "ingress.allowFrom: 128.0.0.0/1 is wider than /8": {"allowFrom": ["0.0.0.0/1", "128.0.0.0/1"]},
+    "ingress.allowFrom: 2000::/3 is wider than /20": {"allowFrom": ["2000::/3"]},
+    "ingress.allowFrom: ::ffff:0:0/96 contains IPv4": {"allowFrom": ["::ffff:0:0/96"]},
     "ingress.variant": {"variant": "open"},
 }
 

@@ -256,6 +256,23 @@ REFUSED = {
     "tailnet.accessCaConfigMap: is required": {"accessCaConfigMap": ""},
     "tailnet.cidrs: is required": {"cidrs": []},
     "tailnet.cidrs: 0.0.0.0/0 is wider than /8": {"cidrs": ["0.0.0.0/0"]},
+    "tailnet.cidrs: 169.254.169.254/32 has addresses of the node": {
+        "cidrs": ["169.254.169.254/32"]
+    },
+    "tailnet.cidrs: 10.0.0.0/8 is private and wider than /24": {"cidrs": ["10.0.0.0/8"]},
+    "tailnet.cidrs: 172.16.0.0/12 is private and wider": {"cidrs": ["172.16.0.0/12"]},
+    "tailnet.dns: 169.254.20.10/32 is an address of the node": {"dns": ["169.254.20.10/32"]},
+    "tailnet.kubernetes.cidrs: 169.254.169.254/32 has": {
+        "kubernetes": {"cidrs": ["169.254.169.254/32"]}
+    },
+    "tailnet.kubernetes.address: 169.254.169.254:80 is an address of the node": {
+        "kubernetes": {"address": "169.254.169.254:80"}
+    },
+    "tailnet.metrics.address: 127.0.0.1:9090 is": {"metrics": {"address": "127.0.0.1:9090"}},
+    "tailnet.clickhouse.replicas: 169.254.169.254 is": {
+        "clickhouse": {"replicas": {"a.b": "169.254.169.254"}}
+    },
+    "tailnet.scalerServiceAccount: default is": {"scalerServiceAccount": "default"},
     "hostname: metrics-svc-1 is another endpoint's": {"clickhouse": {"hostname": "metrics-svc-1"}},
     "mode": {"mode": "exit-node"},
     "image": {"image": "tailscale/tailscale:latest"},

@@ -8,6 +8,11 @@
 {{- with $v.ingress -}}{{- if .enabled -}}
 {{- if not .hosts -}}{{- $wrong = append $wrong "ingress.hosts: is required: the DNS names of the service" -}}{{- end -}}
 {{- if not .allowFrom -}}{{- $wrong = append $wrong "ingress.allowFrom: is required: the networks of the clients" -}}{{- end -}}
+{{- range .allowFrom -}}
+{{- if and (not (contains ":" .)) (regexMatch "/[1-7]$" .) -}}{{- $wrong = append $wrong (printf "ingress.allowFrom: %s is wider than /8; expected the networks of the clients" .) -}}{{- end -}}
+{{- if and (contains ":" .) (regexMatch "/1?[0-9]$" .) (not (regexMatch "^[fF][cCdD]" .)) -}}{{- $wrong = append $wrong (printf "ingress.allowFrom: %s is wider than /20; expected the networks of the clients" .) -}}{{- end -}}
+{{- if regexMatch "^(0*:|0*64:ff9b:|2002:)" (lower .) -}}{{- $wrong = append $wrong (printf "ingress.allowFrom: %s contains IPv4 addresses; expected them as IPv4" .) -}}{{- end -}}
+{{- end -}}
 {{- if not .issuer.name -}}{{- $wrong = append $wrong "ingress.issuer.name: is required: a cert-manager issuer" -}}{{- end -}}
 {{- if and (not .clickhouseHost) (ne $v.clickhouse.owner "chart") -}}{{- $wrong = append $wrong "ingress.clickhouseHost: is required: the Service of a ClickHouse that is not the chart's own" -}}{{- end -}}
 {{- end -}}{{- end -}}

@@ -169,6 +169,19 @@ http {
 {{- range $cidrs -}}{{- if include "byoc-agents.isWide" . -}}{{- $wrong = append $wrong (printf "%s: %s is wider than /8 (IPv6: /24, or /104 if it embeds IPv4), or within 0.0.0.0/8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $node := "^(0|127|169\\.254)\\." -}}
+{{- range $name, $cidrs := dict "tailnet.cidrs" $t.cidrs "tailnet.kubernetes.cidrs" $t.kubernetes.cidrs -}}
+{{- range $cidrs -}}{{- if or (regexMatch $node .) (regexMatch "^(fe[89ab]|0*:)" (lower .)) -}}{{- $wrong = append $wrong (printf "%s: %s has addresses of the node itself; expected a server's" $name .) -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- range $t.cidrs -}}{{- if and (regexMatch "^(10|192\\.168|172\\.(1[6-9]|2[0-9]|3[01]))\\." .) (regexMatch "/(1?[0-9]|2[0-3])$" .) -}}{{- $wrong = append $wrong (printf "tailnet.cidrs: %s is private and wider than /24; expected the addresses of the coordination server and the relays" .) -}}{{- end -}}{{- end -}}
+{{- range $t.dns -}}{{- if and (regexMatch $node .) (ne . "169.254.169.253/32") -}}{{- $wrong = append $wrong (printf "tailnet.dns: %s is an address of the node itself; expected the nodes' resolver" .) -}}{{- end -}}{{- end -}}
+{{- if eq $t.scalerServiceAccount "default" -}}{{- $wrong = append $wrong "tailnet.scalerServiceAccount: default is the account of every pod that names none; expected an account of its own" -}}{{- end -}}
+{{- range $name, $address := dict "tailnet.kubernetes.address" $t.kubernetes.address "tailnet.metrics.address" $t.metrics.address -}}
+{{- if regexMatch $node $address -}}{{- $wrong = append $wrong (printf "%s: %s is an address of the node itself; expected a server's" $name $address) -}}{{- end -}}
+{{- end -}}
+{{- range $name, $host := $t.clickhouse.replicas -}}
+{{- if regexMatch $node $host -}}{{- $wrong = append $wrong (printf "tailnet.clickhouse.replicas: %s is an address of the node itself; expected a server's" $host) -}}{{- end -}}
+{{- end -}}
 {{- if $t.kubernetes.enabled -}}
 {{- if not $t.kubernetes.serverName -}}{{- $wrong = append $wrong "tailnet.kubernetes.serverName: is required: a name of the API server's certificate" -}}{{- end -}}
 {{- if not $t.kubernetes.cidrs -}}{{- $wrong = append $wrong "tailnet.kubernetes.cidrs: is required: the addresses of the API server, since a NetworkPolicy cannot contain names" -}}{{- end -}}
