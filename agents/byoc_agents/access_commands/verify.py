@@ -44,9 +44,11 @@ from byoc_agents.errors import EnvelopeError, Reason
 from byoc_agents.ledger.format import (
     MAX_TEXT,
     FactLine,
+    IntentLine,
     LedgerLine,
     LinePosition,
     ReceiptLine,
+    UnknownLine,
     decode,
     sha256_hex,
 )
@@ -502,6 +504,13 @@ class _EvidenceCheck:
         }
         count = f"{len(ids & received)} of {len(ids)}"
         self._verdict.notes.append(f"the vendor has received {count} events about the grant")
+        ended = {line.intent for line in self._lines if isinstance(line, ReceiptLine | UnknownLine)}
+        for line in self._lines:
+            if not isinstance(line, IntentLine) or line.sequence in ended:
+                continue
+            if any(message.id in ids for message in line.messages):
+                text = "sent events about the grant, and no later line has their result"
+                self._verdict.notes.append(f"ledger.jsonl: line {line.sequence} {text}")
 
 
 def _split(fact: FactLine, name: str) -> list[str]:

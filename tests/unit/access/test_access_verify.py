@@ -850,3 +850,9 @@ async def test_the_receipts_of_the_events_are_in_the_evidence(
     found = Found(capsys, write(harness), *KEYS)
     assert found.problems == []
     assert "the vendor has received 2 of 7 events about the grant" in found.notes
+    assert not any("no later line has their result" in note for note in found.notes)
+    pack = harness.directory / "evidence"
+    edit_lines(pack, lambda lines: lines[:-1], chain=False)
+    found = Found(capsys, pack, *KEYS)
+    assert "the vendor has received 1 of 7 events about the grant" in found.notes
+    assert any("no later line has their result" in note for note in found.notes)
