@@ -29,6 +29,7 @@ from byoc_agents.access.documents import (
     APPROVAL,
     BREAK_GLASS,
     CLICKHOUSE,
+    MAX_PENDING_SECONDS,
     REQUEST,
     WITHDRAWAL,
     AccessRequest,
@@ -99,6 +100,8 @@ PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kil
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
 MAX_AHEAD_SECONDS = 120  # by which the vendor's clock may be ahead of the broker's
+MAX_WITHDRAWN = 256  # withdrawals whose requests have not arrived
+WITHDRAWN_SECONDS = MAX_PENDING_SECONDS + MAX_AHEAD_SECONDS  # after which their requests expired
 LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 NOT_RECORDED = "it is off, and the line about that is not written"
@@ -110,10 +113,11 @@ UNTIMELY = {
     "older_than_store": "the request is older than the broker's store",
     "issued_in_future": "issued_at is in the future",
 }
+TOO_MANY_WITHDRAWALS = "too_many_withdrawals"
 # Why a request or a withdrawal is not taken at all; what the policy refuses is a grant's end.
 REFUSED_DOCUMENTS = (
     *get_args(EnvelopeReason),
-    *(DocumentError.reason, "wrong_audience", "conflict", *UNTIMELY),
+    *(DocumentError.reason, "wrong_audience", "conflict", TOO_MANY_WITHDRAWALS, *UNTIMELY),
 )
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
@@ -177,6 +181,7 @@ class Broker:
         self._admins = {admin.name: admin for admin in parts.admins}
         self._active: dict[str, Grant] = {}
         self._seen: dict[str, str] = {}
+        self._withdrawn: dict[str, int] = {}  # ids that are not known yet, and since when
         self._created_ms = 0
         self._highest_wall_ms = 0
         self._policy: Policy | None = None
@@ -335,7 +340,7 @@ class Broker:
             return
         self._parts.orders.create()
         stored: StoredGrants = await self._parts.store.load()
-        self._active, self._seen = stored.active, stored.seen
+        self._active, self._seen, self._withdrawn = stored.active, stored.seen, stored.withdrawn
         self._highest_wall_ms, self._created_ms = stored.highest_wall_ms, stored.created_ms
         self._controls = ControlFacts(stored.controls, self._parts.clock.boot_ns())
         self._stored_controls = stored.controls
@@ -756,8 +761,32 @@ class Broker:
             self._refused_documents["wrong_audience"] += 1
             return "refused: the audience is another service"
         if isinstance(document, Withdrawal):
-            return await self._end(document.id, Cause.WITHDRAWN, "withdrawn", "vendor")
+            return await self._withdraw(document.id)
         return await self._receive(raw, verified, document, policy)
+
+    async def _withdraw(self, request_id: str) -> str:
+        """End a grant, or store a withdrawal that came before its request. Raises RecordError."""
+        if request_id in self._seen:
+            return await self._end(request_id, Cause.WITHDRAWN, "withdrawn", "vendor")
+        now_ms = self._now().wall_ms
+        kept = {
+            one: since_ms
+            for one, since_ms in self._withdrawn.items()
+            if now_ms - since_ms < WITHDRAWN_SECONDS * 1000 and one not in self._seen
+        }
+        if request_id not in kept:
+            if len(kept) >= MAX_WITHDRAWN:
+                self._refused_documents[TOO_MANY_WITHDRAWALS] += 1
+                structlog.get_logger().error(f"access.{TOO_MANY_WITHDRAWALS}", grant=request_id)
+                return "refused: too many withdrawals of unknown requests"
+            kept[request_id] = now_ms
+            try:
+                async with asyncio.timeout(self._parts.limits.record_seconds):
+                    await self._parts.store.save_withdrawn(kept)
+            except (SpoolError, TimeoutError) as error:
+                raise RecordError(self._fail(f"store: {error}")) from None
+            self._withdrawn = kept
+        return f"{request_id}: unknown; its request will not be opened"
 
     async def _receive(
         self, raw: bytes, verified: Verified, request: AccessRequest, policy: Policy
@@ -785,23 +814,30 @@ class Broker:
             lapses_ms=min(request.expires_ms, now.wall_ms + policy.pending_ms),
             policy_sha256=policy.sha256,
         )
-        cause, rule = Cause.NEEDS_APPROVAL, judge_request(policy, request, now.wall_ms)
-        pending = sum(one.state is State.PENDING for one in self._active.values())
+        cause, reason = self._judge_received(request, policy, now)
+        after = await self._apply(grant, cause, reason)
+        if after.state is State.RECEIVED:
+            raise RecordError("the request was not stored")
+        return f"{after.id}: {after.state.value}: {after.reason}"
+
+    def _judge_received(
+        self, request: AccessRequest, policy: Policy, now: GrantTime
+    ) -> tuple[Cause, str]:
+        """Return what becomes of a request that was taken, and why."""
+        if request.id in self._withdrawn:
+            return Cause.WITHDRAWN, "withdrawn (by vendor)"
+        rule = judge_request(policy, request, now.wall_ms)
         if not rule:
             try:
                 read_signing_request(request.csr)
             except AuthorityError:
                 rule = "csr"
         if rule:
-            cause = Cause.POLICY_REFUSES
-        elif pending >= MAX_PENDING:
-            cause = Cause.TOO_MANY
-        elif not policy.approvals_needed(request):
-            cause = Cause.NEEDS_NO_APPROVAL
-        after = await self._apply(grant, cause, rule)
-        if after.state is State.RECEIVED:
-            raise RecordError("the request was not stored")
-        return f"{after.id}: {after.state.value}: {after.reason}"
+            return Cause.POLICY_REFUSES, rule
+        if sum(one.state is State.PENDING for one in self._active.values()) >= MAX_PENDING:
+            return Cause.TOO_MANY, ""
+        needed = policy.approvals_needed(request)
+        return (Cause.NEEDS_APPROVAL if needed else Cause.NEEDS_NO_APPROVAL), ""
 
     def _judge_issue(self, request: AccessRequest, now: GrantTime) -> str:
         """Return why a request is not taken because of the time when it was issued, or ""."""

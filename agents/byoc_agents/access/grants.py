@@ -4,7 +4,7 @@ A grant and the event about it are stored in one transaction, so neither exists 
 An ended grant stays: its id can never be used again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -17,10 +17,12 @@ from byoc_agents.message import Message
 GRANTS = "access/grant/"
 HIGHEST_WALL = "access/highest_wall_ms"
 CONTROLS = "access/controls"
+WITHDRAWN = "access/withdrawn"
 ROOM_BYTES = 256 * 1024  # that must be free in the spool before a grant opens: its later events
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Grant)
+_WITHDRAWN = msgspec.json.Decoder(dict[str, int])
 _CONTROLS = msgspec.json.Decoder(StatedControls)
 
 
@@ -31,6 +33,7 @@ class StoredGrants(msgspec.Struct):
     seen: dict[str, str]  # id -> SHA-256 of the request's payload, of every grant
     highest_wall_ms: int  # the latest wall time that was ever stored
     created_ms: int  # when the store was created
+    withdrawn: dict[str, int]  # ids that were withdrawn before their requests came, and when
     controls: StatedControls  # what the ledger says about the kill switch and the policy
 
 
@@ -50,6 +53,7 @@ class GrantStore:
             seen={grant.id: grant.payload_sha256 for grant in grants},
             highest_wall_ms=int(state.get(HIGHEST_WALL, b"0")),
             created_ms=info.epoch,
+            withdrawn=_WITHDRAWN.decode(state.get(WITHDRAWN, b"{}")),
             controls=_CONTROLS.decode(state.get(CONTROLS, b"{}")),
         )
 
@@ -68,6 +72,10 @@ class GrantStore:
     async def save_time(self, highest_wall_ms: int) -> None:
         """Store the latest wall time. It also shows whether the disk still accepts writes."""
         await self._spool.commit(WriteBatch(state={HIGHEST_WALL: str(highest_wall_ms).encode()}))
+
+    async def save_withdrawn(self, withdrawn: Mapping[str, int]) -> None:
+        """Store the withdrawals whose requests have not come."""
+        await self._spool.commit(WriteBatch(state={WITHDRAWN: _ENCODER.encode(withdrawn)}))
 
     async def save_controls(self, stated: StatedControls) -> None:
         """Store what the ledger says about the controls."""

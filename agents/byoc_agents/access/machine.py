@@ -1,6 +1,6 @@
 """The states of a grant, and everything that can change them. Pure: no input, no output, no clock.
 
-    received -> rejected
+    received -> rejected or withdrawn
     received -> pending -> approved -> opening -> open -> closing -> collecting -> closed
 
 `TABLE` has one row per cause. A cause that has no row for a state changes nothing: what ended a
@@ -100,6 +100,7 @@ TABLE = (
     # A verified request.
     _row(State.RECEIVED, Cause.POLICY_REFUSES, State.REJECTED),
     _row(State.RECEIVED, Cause.TOO_MANY, State.REJECTED),
+    _row(State.RECEIVED, Cause.WITHDRAWN, State.WITHDRAWN),  # the withdrawal came first
     _row(State.RECEIVED, Cause.NEEDS_APPROVAL, State.PENDING),
     _row(State.RECEIVED, Cause.NEEDS_NO_APPROVAL, State.APPROVED),
     # The customer's answer, or none.

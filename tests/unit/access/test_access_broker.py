@@ -167,12 +167,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED_DOCUMENTS)
+@pytest.mark.parametrize("reason", REFUSED)  # `too_many_withdrawals`: test_access_received.py
 async def test_a_document_that_is_not_taken_is_counted_by_its_reason(
     harness: Harness, reason: str
 ) -> None:
     await harness.order(Submit(envelope=request_envelope()))
     assert (await harness.order(Submit(envelope=REFUSED[reason]))).startswith("refused: ")
+    assert set(REFUSED_DOCUMENTS) - set(REFUSED) == {"too_many_withdrawals"}
     counts = {one: int(one == reason) for one in REFUSED_DOCUMENTS}
     assert harness.broker.refused_documents == counts
     assert harness.named() == ["pending"]

@@ -26,6 +26,7 @@ NOW = GrantTime(wall_ms=START_MS, boot_ns=5 * 10**12, boot_id="boot-1", highest_
 EXPECTED = """
 received    policy_refuses       rejected
 received    too_many             rejected
+received    withdrawn            withdrawn
 received    needs_approval       pending
 received    needs_no_approval    approved
 pending     approved             approved

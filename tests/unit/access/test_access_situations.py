@@ -27,6 +27,8 @@ a field is given twice                     received  a_request_with_a_field_twic
 the request has expired                    policy    a_request_is_expired_at_its_end
 a key of the vendor has expired            envelope  an_expired_key_does_not_count_from_its_end_on
 the vendor withdraws                       broker    the_vendor_can_end_it
+a withdrawal comes before its request      received  a_withdrawal_before_its_request_holds
+too many such withdrawals                  received  withdrawals_before_their_requests_are_bounded
 a stranger withdraws                       broker    a_stranger_cannot_end_it
 the policy refuses                         broker    the_policy_refuses_and_the_vendor_gets_the_rule_only
 the CSR cannot be signed                   broker    a_csr_that_cannot_be_signed_is_refused_at_once
