@@ -62,11 +62,13 @@ def find_step_problems(grant: RecordedGrant) -> Iterator[str]:
 def _find_first_problems(grant: RecordedGrant) -> Iterator[str]:
     """Check that the first step is one with which a grant begins.
 
-    A request that was rejected has the same line whether or not it waited for an approval first.
+    A request that was rejected or withdrawn has the same line whether or not it waited for an
+    approval first.
     """
     first = grant.facts[0]
     reason = FIRST_REASONS.get(State(first.fact)) if first.fact in STATES else None
-    begins = first.fact == State.REJECTED or (reason is not None and first.reason == reason)
+    ended = first.fact in {State.REJECTED, State.WITHDRAWN}
+    begins = ended or (reason is not None and first.reason == reason)
     if not begins or first.detail.get("approvers") or approval_digests(first):
         text = f"{first.fact} ({first.reason}) is not the first step of a grant"
         yield f"ledger.jsonl: line {first.sequence}: {text}: lines before it are missing"
