@@ -116,6 +116,8 @@ def test_the_findings_of_a_stack_are_printed_as_json(
         (tmp_path / f"{name}.json").write_text("{}")
     for name in ("get-queue-attributes", "get-queue-attributes-dead-letters"):
         (tmp_path / f"{name}.json").write_text("{}")
+    for name in ("get-policy-version-consumer", "get-policy-version-compactor"):
+        (tmp_path / f"{name}.json").write_text("{}")
     (tmp_path / "get-bucket-versioning.json").write_text('{"Status": "Suspended"}')
     assert main([*STACK, "--check", str(tmp_path), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
