@@ -65,11 +65,11 @@ class History(RuleBasedStateMachine):
     def _on_step(self, step: str) -> None:
         if step.endswith(".create_user"):
             self._check_created()
+            self._check_restored(step.partition(".")[0])
         if step == f"scale.db/tailnet-{METRICS}.1":
             self._check_scaled()
         if step == "fact.collecting" and self.harness.facts()[-1].subject == grant_id(NETWORK):
             assert METRICS not in self.scaler.up  # it is not closed before its endpoint is
-            self._check_restored(step.partition(".")[0])
         self.users_before = {name: set(users) for name, users in self.harness.users.items()}
         if self.crash_at:
             self.crash_at -= 1

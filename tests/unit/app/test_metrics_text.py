@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from byoc_agents import __version__
+from byoc_agents.access.broker import REFUSED_DOCUMENTS
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve
 from byoc_agents.alerts.counts import OUTCOMES
@@ -41,7 +42,7 @@ CLOSED: dict[str, set[str]] = {  # label -> all values that it can have
     "code": {"200", "400", "401", "413", "415", "503"},
     "result": {"sent", *(reason.value for reason in Reason)},
     "reason": {*get_args(SpoolErrorReason), *(reason.value for reason in Reason), "lost", "older"}
-    | {*get_args(GapReason)},
+    | {*get_args(GapReason), *REFUSED_DOCUMENTS},
     "source": {"none", "process"},
     "quality": {*get_args(Quality)},
     "state": {state.value for state in State},
