@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,10 +125,11 @@ async def test_a_message_that_comes_later_is_supervised_until_the_next_removal(
 ) -> None:
     """Its time is after the removal, even if the clock of ClickHouse is behind."""
     await retire(store, "org-1")
-    future_ms = 4_000_000_000_000  # of a process whose clock is ahead
-    late = Replica(replica="r-0", organization="org-1", epoch=future_ms)
-    store_events(session, [late.message(future_ms)], future_ms)
-    record_progress(session, future_ms + 3_600_000)
+    later_ms = time.time_ns() // 1_000_000 + 10_000  # of a process whose clock is ahead
+    late = Replica(replica="r-0", organization="org-1", epoch=later_ms)
+    late.heartbeat = 1
+    store_events(session, [late.message(later_ms)], later_ms)
+    record_progress(session, later_ms + 40_000)
     assert await silent(store) == ["org-1", "org-2", "org-2"]
     assert await retire(store, "org-1") == 1
     assert await silent(store) == ["org-2", "org-2"]

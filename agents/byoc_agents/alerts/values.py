@@ -118,14 +118,16 @@ def pick(
         value = given.get(name)
         if value is None:
             continue
-        if labels and name in PATTERNS:
-            if _matches(PATTERNS[name], value):
+        pattern = PATTERNS.get(name) if labels else None
+        short = SHORT_WORD.fullmatch(value)
+        if short and pattern is not KUBERNETES:  # every other pattern allows it
+            values[name] = value
+            continue
+        if pattern is not None:
+            if pattern.fullmatch(value) and (short or not is_refused(value)):
                 values[name] = value
             else:
                 withheld.append(name)
-            continue
-        if SHORT_WORD.fullmatch(value):
-            values[name] = value
             continue
         shown = value[:longest]
         if is_refused(shown) or not _is_text(shown) or (labels and not WORD.fullmatch(shown)):
@@ -136,12 +138,6 @@ def pick(
             shown = value[: longest - 1] + CUT
         values[name] = shown
     return Picked(values, cut, withheld)
-
-
-def _matches(pattern: re.Pattern[str], value: str) -> bool:
-    return pattern.fullmatch(value) is not None and (
-        SHORT_WORD.fullmatch(value) is not None or not is_refused(value)
-    )
 
 
 def is_refused(value: str) -> bool:

@@ -186,6 +186,7 @@ async def receiving(spool: Spool) -> Work:
         signing_secret="s",
         webhook_token="w",
         fingerprint_secret="f",
+        namespace="*",
     )
     source = forwarder(core, own, spool, FakeClock(), Counts(Metrics(), "alert-forwarder"))
     server = HttpServer(source.webhook.handle, Listen("", 0), LIMITS)
