@@ -40,7 +40,7 @@ def test_clickhouses_own_counters_see_nearly_all_of_heavy_queries_and_never_more
 def test_clickhouses_own_counters_see_little_of_many_small_queries(rows: list[Row]) -> None:
     """Connections, parsing and threads that start cost most of it, and belong to no query."""
     (small,) = [row for row in rows if row.source == "clickhouse" and "SELECT 1" in row.workload]
-    assert 0.01 * small.used < small.billed < 0.5 * small.used  # once 1.9 %
+    assert 0.01 * small.used < small.billed < 0.1 * small.used  # measured: 1.9 to 2.6 %
 
 
 def test_the_default_meter_agrees_with_the_cgroup_under_a_mixed_load(tmp_path: Path) -> None:
