@@ -1,0 +1,143 @@
+// Draw the dashboard's grid with the components of @grafana/ui.
+import '@fontsource/inter/latin-400.css';
+import '@fontsource/inter/latin-500.css';
+
+import {
+  DataFrame, EventBusSrv, FieldDisplay, getDisplayValueAlignmentFactors, getFieldDisplayValues, ThemeContext,
+  VizOrientation,
+} from '@grafana/data';
+import {
+  BarGauge, BigValue, GlobalStyles, PanelChrome, PanelContextProvider, TimeSeries, VizRepeater,
+} from '@grafana/ui';
+import { TableNG } from '@grafana/ui/unstable';
+import { createRoot } from 'react-dom/client';
+
+import { fixNow, Input, prepare, themeOf, timeRange } from './panels';
+
+const COLUMNS = 24, ROW_PX = 30, GAP_PX = 8, MARGIN_PX = 16;
+const mode = matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';
+const theme = themeOf(mode);
+
+const NoData = ({ panel }: any) => (
+  <div style={{ height: '100%', display: 'grid', placeItems: 'center', color: theme.colors.text.secondary }}>
+    {panel.fieldConfig.defaults.noValue ?? 'No data'}
+  </div>
+);
+
+function Values({ panel, data, width, height }: any) {
+  const { reduceOptions, orientation, ...options } = panel.options;
+  const getValues = () =>
+    getFieldDisplayValues({
+      data, fieldConfig: panel.fieldConfig, reduceOptions, theme, timeZone: 'utc',
+      replaceVariables: (text: string) => text,
+    });
+  const bar = panel.type === 'bargauge';
+  return (
+    <VizRepeater<FieldDisplay, any>
+      getValues={getValues}
+      getAlignmentFactors={getDisplayValueAlignmentFactors}
+      source={data} renderCounter={0} width={width} height={height} itemSpacing={bar ? 8 : 3}
+      orientation={orientation ?? VizOrientation.Auto} autoGrid={!bar}
+      minVizHeight={bar ? options.minVizHeight ?? 16 : undefined}
+      minVizWidth={bar ? options.minVizWidth ?? 8 : undefined}
+      maxVizHeight={bar ? options.maxVizHeight ?? 300 : undefined}
+      renderValue={({ value, alignmentFactors, count, orientation: laid, ...place }) =>
+        bar ? (
+          <BarGauge
+            {...place} value={value.display} field={value.field} display={value.view?.getFieldDisplayProcessor(value.colIndex ?? 0)}
+            orientation={laid} theme={theme} alignmentFactors={alignmentFactors}
+            displayMode={options.displayMode} showUnfilled={options.showUnfilled ?? true}
+            valueDisplayMode={options.valueMode} namePlacement={options.namePlacement} itemSpacing={8} lcdCellWidth={12}
+          />
+        ) : (
+          <BigValue
+            {...place} value={value.display} theme={theme} count={count} alignmentFactors={alignmentFactors}
+            colorMode={options.colorMode} graphMode={options.graphMode} justifyMode={options.justifyMode}
+            textMode={options.textMode} disableWideLayout={!(options.wideLayout ?? true)}
+          />
+        )
+      }
+    />
+  );
+}
+
+function Content({ panel, data, width, height, input }: any) {
+  const [frame] = data as DataFrame[];
+  if (!frame || (frame.length === 0 && panel.type !== 'table')) {
+    return <NoData panel={panel} />;
+  }
+  if (panel.type === 'table') {
+    // The server's panel leaves a table without rows to its "No data" as well.
+    return frame.length === 0 ? <NoData panel={panel} /> : (
+      <TableNG
+        data={frame} width={width} height={height} noHeader={!panel.options.showHeader}
+        cellHeight={panel.options.cellHeight} sortBy={panel.options.sortBy} structureRev={1}
+        frozenColumns={panel.options.frozenColumns?.left} fieldConfig={panel.fieldConfig}
+        enableVirtualization timeRange={timeRange(input)} resizable
+        noValue={panel.fieldConfig.defaults.noValue}
+      />
+    );
+  }
+  if (panel.type === 'timeseries') {
+    return (
+      <TimeSeries
+        frames={data} width={width} height={height} timeRange={timeRange(input)} timeZone="utc"
+        legend={{ showLegend: true, calcs: [], ...panel.options.legend }} options={panel.options}
+      />
+    );
+  }
+  return <Values panel={panel} data={data} width={width} height={height} />;
+}
+
+function Grid({ input, prepared, width }: { input: Input; prepared: DataFrame[][]; width: number }) {
+  const column = (width - 2 * MARGIN_PX + GAP_PX) / COLUMNS;
+  const panels: any[] = input.board.panels;
+  const bottom = Math.max(...panels.map(({ gridPos }) => gridPos.y + gridPos.h));
+  return (
+    <div style={{ position: 'relative', height: bottom * (ROW_PX + GAP_PX) + 2 * MARGIN_PX }}>
+      {panels.map((panel, at) => {
+        const { x, y, w, h } = panel.gridPos;
+        const size = { width: w * column - GAP_PX, height: h * (ROW_PX + GAP_PX) - GAP_PX };
+        const place = { left: MARGIN_PX + x * column, top: MARGIN_PX + y * (ROW_PX + GAP_PX) };
+        return (
+          <section key={panel.id} data-title={panel.title} style={{ position: 'absolute', ...place, ...size }}>
+            <PanelChrome {...size} title={panel.title} description={panel.description}
+              padding={panel.type === 'table' ? 'none' : 'md'}>
+              {(innerWidth, innerHeight) => (
+                <Content panel={panel} data={prepared[at]} width={innerWidth} height={innerHeight} input={input} />
+              )}
+            </PanelChrome>
+          </section>
+        );
+      })}
+    </div>
+  );
+}
+
+async function main() {
+  const input: Input = await (await fetch('input.json')).json();
+  fixNow(input.nowMs);
+  document.body.style.background = theme.colors.background.canvas;
+  document.body.style.margin = '0';
+  const prepared = [];
+  for (const panel of input.board.panels) {
+    prepared.push(await prepare(panel, input, mode));
+  }
+  await document.fonts.load('14px Inter');
+  const onUncaughtError = (error: any) => {
+    (window as any).failed = String(error?.stack ?? error);
+  };
+  createRoot(document.getElementById('root')!, { onUncaughtError }).render(
+    <ThemeContext.Provider value={theme}>
+      <GlobalStyles />
+      <PanelContextProvider value={{ eventsScope: 'dashboard', eventBus: new EventBusSrv() }}>
+        <Grid input={input} prepared={prepared} width={innerWidth} />
+      </PanelContextProvider>
+    </ThemeContext.Provider>
+  );
+  (window as any).drawn = true;
+}
+
+void main().catch((error) => {
+  (window as any).failed = String(error?.stack ?? error);
+});
