@@ -44,6 +44,8 @@ async def store_normal(store: Store) -> None:
             moved = [f"{one} - INTERVAL {number} DAY AS {one}" for one in columns]
             if table in EPOCHS:
                 moved.append(f"epoch - {number * DAY_MS} AS epoch")
+            if table == "byoc_usage":  # another pod: the rest of the day has no container
+                moved.append(f"concat(pod_uid, '-{number}') AS pod_uid")
             copied = f"* REPLACE(concat(id, '-{number}') AS id, {', '.join(moved)})"
             begin = f"'{rfc3339(START_MS - DAY_MS // 2).removesuffix('Z')}'"
             rows = f"(SELECT * FROM {table} WHERE {columns[0]} >= {begin})"
@@ -65,7 +67,7 @@ async def store_problems(store: Store) -> None:
 async def _store_long_names(store: Store) -> None:
     """A customer with the longest usual names, silent for hours, with old usage."""
     organization, service, replica = LONG
-    agent = Agent(version="0.1.0", configuration_sha256="f" * 64, ledger_size=1, ledger_root="=")
+    agent = Agent(version="0.1.0", configuration_sha256="f" * 64, ledger_size=1, ledger_root=f"{1:043}=")
     exporter = Replica(organization, service, replica, agent=agent)
     codes = ("READONLY_REPLICA", "KEEPER_SESSION_EXPIRED", "REPLICATION_LAG", "TOO_MANY_PARTS")
     at_ms = END_MS - 3 * 3_600_000

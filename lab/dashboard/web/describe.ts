@@ -5,7 +5,7 @@ import {
   DataFrame, FieldType, formattedValueToString, getFieldDisplayName, getFieldDisplayValues,
 } from '@grafana/data';
 
-import { fixNow, Input, prepare, problemsOf, themeOf } from './panels';
+import { fixNow, Input, prepare, problemsOf, themeOf, withDefaults } from './panels';
 
 const input: Input = JSON.parse(readFileSync(0, 'utf8'));
 fixNow(input.nowMs);
@@ -48,7 +48,7 @@ const series = (frame: DataFrame) =>
 
 async function main() {
   const described = [];
-  for (const panel of input.board.panels) {
+  for (const panel of input.board.panels.map(withDefaults)) {
     const data = await prepare(panel, input, 'light');
     const one: any = { title: panel.title, problems: problemsOf(panel, input, data) };
     if (panel.type === 'table') {

@@ -12,7 +12,7 @@ import {
 import { TableNG } from '@grafana/ui/unstable';
 import { createRoot } from 'react-dom/client';
 
-import { fixNow, Input, prepare, themeOf, timeRange } from './panels';
+import { fixNow, Input, prepare, themeOf, timeRange, withDefaults } from './panels';
 
 const COLUMNS = 24, ROW_PX = 30, GAP_PX = 8, MARGIN_PX = 16;
 const mode = matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';
@@ -38,22 +38,23 @@ function Values({ panel, data, width, height }: any) {
       getAlignmentFactors={getDisplayValueAlignmentFactors}
       source={data} renderCounter={0} width={width} height={height} itemSpacing={bar ? 8 : 3}
       orientation={orientation ?? VizOrientation.Auto} autoGrid={!bar}
-      minVizHeight={bar ? options.minVizHeight ?? 16 : undefined}
-      minVizWidth={bar ? options.minVizWidth ?? 8 : undefined}
-      maxVizHeight={bar ? options.maxVizHeight ?? 300 : undefined}
+      minVizHeight={bar ? options.minVizHeight : undefined}
+      minVizWidth={bar ? options.minVizWidth : undefined}
+      maxVizHeight={bar ? options.maxVizHeight : undefined}
       renderValue={({ value, alignmentFactors, count, orientation: laid, ...place }) =>
         bar ? (
           <BarGauge
             {...place} value={value.display} field={value.field} display={value.view?.getFieldDisplayProcessor(value.colIndex ?? 0)}
             orientation={laid} theme={theme} alignmentFactors={alignmentFactors}
-            displayMode={options.displayMode} showUnfilled={options.showUnfilled ?? true}
+            displayMode={options.displayMode} showUnfilled={options.showUnfilled}
             valueDisplayMode={options.valueMode} namePlacement={options.namePlacement} itemSpacing={8} lcdCellWidth={12}
+            text={options.text}
           />
         ) : (
           <BigValue
             {...place} value={value.display} theme={theme} count={count} alignmentFactors={alignmentFactors}
             colorMode={options.colorMode} graphMode={options.graphMode} justifyMode={options.justifyMode}
-            textMode={options.textMode} disableWideLayout={!(options.wideLayout ?? true)}
+            textMode={options.textMode} disableWideLayout={!options.wideLayout} text={options.text}
           />
         )
       }
@@ -67,8 +68,7 @@ function Content({ panel, data, width, height, input }: any) {
     return <NoData panel={panel} />;
   }
   if (panel.type === 'table') {
-    // The server's panel leaves a table without rows to its "No data" as well.
-    return frame.length === 0 ? <NoData panel={panel} /> : (
+    return (
       <TableNG
         data={frame} width={width} height={height} noHeader={!panel.options.showHeader}
         cellHeight={panel.options.cellHeight} sortBy={panel.options.sortBy} structureRev={1}
@@ -91,7 +91,7 @@ function Content({ panel, data, width, height, input }: any) {
 
 function Grid({ input, prepared, width }: { input: Input; prepared: DataFrame[][]; width: number }) {
   const column = (width - 2 * MARGIN_PX + GAP_PX) / COLUMNS;
-  const panels: any[] = input.board.panels;
+  const panels: any[] = input.board.panels.map(withDefaults);
   const bottom = Math.max(...panels.map(({ gridPos }) => gridPos.y + gridPos.h));
   return (
     <div style={{ position: 'relative', height: bottom * (ROW_PX + GAP_PX) + 2 * MARGIN_PX }}>
@@ -120,7 +120,7 @@ async function main() {
   document.body.style.background = theme.colors.background.canvas;
   document.body.style.margin = '0';
   const prepared = [];
-  for (const panel of input.board.panels) {
+  for (const panel of input.board.panels.map(withDefaults)) {
     prepared.push(await prepare(panel, input, mode));
   }
   await document.fonts.load('14px Inter');

@@ -64,6 +64,37 @@ standardTransformersRegistry.setInit(() =>
   })) as any
 );
 
+// What the server adds to a panel that does not state it, by the defaults of its kind.
+const DEFAULTS: Record<string, any> = {
+  stat: {
+    color: 'thresholds',
+    options: { textMode: 'auto', colorMode: 'value', graphMode: 'area', justifyMode: 'auto', wideLayout: true },
+  },
+  bargauge: {
+    color: 'thresholds',
+    options: {
+      displayMode: 'gradient', namePlacement: 'auto', showUnfilled: true, valueMode: 'color', sizing: 'auto',
+      minVizHeight: 16, minVizWidth: 8, maxVizHeight: 300,
+    },
+  },
+  table: { color: 'thresholds', options: { showHeader: true, cellHeight: 'sm' } },
+  timeseries: { color: 'palette-classic', options: {} },
+};
+const THRESHOLDS = { mode: 'absolute', steps: [{ color: 'green', value: null }, { color: 'red', value: 80 }] };
+
+// Return the panel as the server has it after it was loaded.
+export function withDefaults(panel: any): any {
+  const { color, options } = DEFAULTS[panel.type];
+  const added = { color: { mode: color }, thresholds: THRESHOLDS };
+  const defaults = structuredClone({ ...added, ...panel.fieldConfig.defaults });
+  defaults.thresholds.steps[0].value = -Infinity; // JSON has null
+  return {
+    ...panel,
+    options: { ...options, ...panel.options },
+    fieldConfig: { defaults, overrides: structuredClone(panel.fieldConfig.overrides) },
+  };
+}
+
 export const fixNow = (nowMs: number) => {
   Date.now = () => nowMs;
 };
