@@ -78,14 +78,14 @@ async def _store_long_names(store: Store) -> None:
         history = ReplicaHistory(
             organization_id=organization,
             service_id=service,
-            replica=f"{replica[:-1]}{number}",
+            replica=f"{replica[:-1]}{number + 1}",
             pod_uid=f"uid-{number}",
             now_ms=begin_ms,
             born_ms=begin_ms,
             seed=number,
         )
         await insert_rows(store, "byoc_usage", [usage_line(history.measured())])
-        seen = Replica(organization, service, f"{replica[:-1]}{number}", agent=agent)
+        seen = Replica(organization, service, f"{replica[:-1]}{number + 1}", agent=agent)
         row = build_row(seen.message(END_MS - 9_000), END_MS - 8_000)
         await insert_rows(store, row.table, [row.line])
 

@@ -1,7 +1,7 @@
 // What the server's page does with the response of a query before a panel draws it: transformations,
 // field options and overrides, with the functions of @grafana/data.
 import {
-  applyFieldOverrides, createTheme, DataFrame, dataLinksOverrideProcessor, dateTime,
+  applyFieldOverrides, cacheFieldDisplayNames, createTheme, DataFrame, dataLinksOverrideProcessor, dateTime,
   displayNameOverrideProcessor, FieldConfigOptionsRegistry, FieldType, getValueFormats,
   identityOverrideProcessor, numberOverrideProcessor, Registry, standardTransformers,
   standardTransformersRegistry, stringOverrideProcessor, thresholdsOverrideProcessor, TimeRange,
@@ -115,7 +115,7 @@ export async function prepare(panel: any, input: Input, mode: 'light' | 'dark'):
     transformDataFrame(panel.transformations ?? [], received, { interpolate: (text: string) => text })
       .subscribe({ next: resolve, error: reject })
   );
-  return applyFieldOverrides({
+  const shown = applyFieldOverrides({
     data,
     fieldConfig: panel.fieldConfig,
     fieldConfigRegistry: registryOf(panel.type),
@@ -123,6 +123,8 @@ export async function prepare(panel: any, input: Input, mode: 'light' | 'dark'):
     theme: themeOf(mode),
     timeZone: 'utc',
   });
+  cacheFieldDisplayNames(shown); // the panels of the server read the names from there
+  return shown;
 }
 
 const UNITS = new Set(getValueFormats().flatMap((group) => group.submenu.map((unit) => unit.value)));
