@@ -9,6 +9,7 @@ variables is not drawn. Without arguments it writes the pictures of docs/control
 import argparse
 import asyncio
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -47,7 +48,13 @@ SETTLED = """new Promise((resolve, reject) => {
 })"""
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>BYOC fleet</title>
 <link rel="stylesheet" href="page.css"><div id="root"></div><script src="page.js"></script>"""
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+TYPES = {"e.js": "text/javascript", ".css": "text/css", "json": "application/json"}
+ICONS = "/public/build/img/icons/"
+ICON = re.compile(r"\w+/[\w-]+\.svg")
+FONTS = {  # of Grafana's server, from a package of the same font
+    "Inter-Regular": "@fontsource/inter/files/inter-latin-400-normal.woff2",
+    "Inter-Medium": "@fontsource/inter/files/inter-latin-500-normal.woff2",
+}
 
 
 async def read_input(fleet: str, directory: Path) -> bytes:
@@ -75,22 +82,23 @@ async def draw(content: bytes, width: int, image_format: str) -> dict[str, bytes
     """Return a picture of the whole dashboard in each scheme."""
     pictures = {}
     with tempfile.TemporaryDirectory() as directory:
-        loaders = ("--loader:.woff2=dataurl", "--loader:.woff=empty", "--loader:.ttf=empty")
-        grafana.bundle("page.tsx", Path(directory) / "page.js", *loaders)
+        grafana.bundle("page.tsx", Path(directory) / "page.js", "--loader:.ttf=empty")
         files = {"/input.json": content, "/": PAGE}
         for name in ("page.js", "page.css"):
             files[f"/{name}"] = (Path(directory) / name).read_bytes()
-        images = grafana.components() / "node_modules/@grafana/ui/dist"
+        modules = grafana.components() / "node_modules"
 
         def answer(request: Request) -> Reply:
             path = request.path
             if path in files:
-                kind = TYPES.get(Path(path).suffix, "text/html" if path == "/" else "text/plain")
-                return Reply(200, {"content-type": kind}, files[path])
-            image = images / path.lstrip("/").replace("public/build/img", "public/img")
-            if image.suffix == ".svg" and image.resolve().is_relative_to(images.resolve()):
-                if image.is_file():
-                    return Reply(200, {"content-type": "image/svg+xml"}, image.read_bytes())
+                return Reply(200, {"content-type": TYPES.get(path[-4:], "text/html")}, files[path])
+            name = path.rpartition("/")[2].partition(".")[0]
+            if name in FONTS:
+                return Reply(200, {}, (modules / FONTS[name]).read_bytes())
+            icon = path.removeprefix(ICONS)
+            if icon != path and ICON.fullmatch(icon):
+                svg = (modules / "@grafana/ui/dist/public/img/icons" / icon).read_bytes()
+                return Reply(200, {"content-type": "image/svg+xml"}, svg)
             return Reply(404)
 
         async with FakeHttp(apply=answer) as server, tab() as browser:

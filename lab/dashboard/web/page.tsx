@@ -1,7 +1,4 @@
 // Draw the dashboard's grid with the components of @grafana/ui.
-import '@fontsource/inter/latin-400.css';
-import '@fontsource/inter/latin-500.css';
-
 import {
   DataFrame, EventBusSrv, FieldDisplay, getDisplayValueAlignmentFactors, getFieldDisplayValues, ThemeContext,
   VizOrientation,
@@ -10,6 +7,7 @@ import {
   BarGauge, BigValue, GlobalStyles, PanelChrome, PanelContextProvider, TimeSeries, VizRepeater,
 } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
+import { ReactNode } from 'react';
 import { createRoot } from 'react-dom/client';
 
 import { fixNow, Input, prepare, themeOf, timeRange, withDefaults } from './panels';
@@ -123,18 +121,24 @@ async function main() {
   for (const panel of input.board.panels.map(withDefaults)) {
     prepared.push(await prepare(panel, input, mode));
   }
-  await document.fonts.load('14px Inter');
   const onUncaughtError = (error: any) => {
     (window as any).failed = String(error?.stack ?? error);
   };
-  createRoot(document.getElementById('root')!, { onUncaughtError }).render(
-    <ThemeContext.Provider value={theme}>
-      <GlobalStyles />
-      <PanelContextProvider value={{ eventsScope: 'dashboard', eventBus: new EventBusSrv() }}>
-        <Grid input={input} prepared={prepared} width={innerWidth} />
-      </PanelContextProvider>
-    </ThemeContext.Provider>
-  );
+  const root = createRoot(document.getElementById('root')!, { onUncaughtError });
+  const draw = (grid: ReactNode) =>
+    root.render(
+      <ThemeContext.Provider value={theme}>
+        <GlobalStyles />
+        <PanelContextProvider value={{ eventsScope: 'dashboard', eventBus: new EventBusSrv() }}>
+          {grid}
+        </PanelContextProvider>
+      </ThemeContext.Provider>
+    );
+  // A text is measured before it is placed, so the fonts of GlobalStyles come first.
+  draw(null);
+  await new Promise((resolve) => setTimeout(resolve));
+  await Promise.all(['400 14px Inter', '500 14px Inter'].map((font) => document.fonts.load(font)));
+  draw(<Grid input={input} prepared={prepared} width={innerWidth} />);
   (window as any).drawn = true;
 }
 

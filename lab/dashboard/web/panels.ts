@@ -95,8 +95,10 @@ export function withDefaults(panel: any): any {
   };
 }
 
+// Let the present be the fleet's. Time goes on: the library waits by it.
 export const fixNow = (nowMs: number) => {
-  Date.now = () => nowMs;
+  const started = performance.now();
+  Date.now = () => nowMs + Math.round(performance.now() - started);
 };
 
 export const timeRange = (input: Input): TimeRange => {
