@@ -14,11 +14,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
 
-from byoc_control_plane.store import HttpStore, create_tables
+from byoc_control_plane.store import HttpStore, Store, create_tables
 from lab.control_plane.processes import ROOT, plane_environment
 from lab.dashboard.fleets import DAY_MS, DAYS, FLEETS, NOW_MS
 from lab.dashboard.queries import View, read_frames
@@ -69,9 +70,9 @@ async def read_input(fleet: str, directory: Path) -> bytes:
         return await make_input(store)
 
 
-async def make_input(store: HttpStore) -> bytes:
-    """Ask the queries of a filled store."""
-    board = json.loads(BOARD.read_text())
+async def make_input(store: Store, board: dict[str, Any] | None = None) -> bytes:
+    """Ask the queries of a filled store, those of the dashboard or of another one."""
+    board = board or json.loads(BOARD.read_text())
     view = View(from_ms=NOW_MS - (DAYS + 1) * DAY_MS, to_ms=NOW_MS, interval_seconds=1800)
     frames = await read_frames(store, board, view)
     times = {"nowMs": view.to_ms, "fromMs": view.from_ms}

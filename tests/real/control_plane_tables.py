@@ -24,6 +24,19 @@ TABLES = (
 URL = "https://BUCKET.s3.REGION.amazonaws.com"
 
 
+class SessionStore:
+    """A store over a session in this process."""
+
+    def __init__(self, session: chdb.session.Session) -> None:
+        self._session = session
+
+    async def run(self, statement: str, data: bytes = b"") -> bytes:
+        """Execute a statement and return the bytes of its response."""
+        text = f"{statement}\n{data.decode()}" if data else statement
+        response = self._session.query(text)
+        return bytes(response.bytes()) if response is not None else b""
+
+
 def empty(session: chdb.session.Session) -> chdb.session.Session:
     """Create the tables and views where they do not exist, and remove every row."""
     for statement in table_statements():

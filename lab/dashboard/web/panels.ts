@@ -2,7 +2,7 @@
 // field options and overrides, with the functions of @grafana/data.
 import {
   applyFieldOverrides, cacheFieldDisplayNames, createTheme, DataFrame, dataLinksOverrideProcessor, dateTime,
-  displayNameOverrideProcessor, FieldConfigOptionsRegistry, FieldType, getValueFormats,
+  displayNameOverrideProcessor, FieldConfigOptionsRegistry, getValueFormats,
   identityOverrideProcessor, numberOverrideProcessor, Registry, standardTransformers,
   standardTransformersRegistry, stringOverrideProcessor, thresholdsOverrideProcessor, TimeRange,
   toDataFrame, transformDataFrame, unitOverrideProcessor, valueMappingsOverrideProcessor,
@@ -57,8 +57,10 @@ export function registryOf(type: string): FieldConfigOptionsRegistry {
   ]) as FieldConfigOptionsRegistry;
 }
 
+// Two of the library's transformations are the same one under two names.
+const transformers = new Map(Object.values(standardTransformers).map((one: any) => [one.id, one]));
 standardTransformersRegistry.setInit(() =>
-  Object.values(standardTransformers).map((one: any) => ({
+  [...transformers.values()].map((one: any) => ({
     id: one.id, name: one.name, transformation: async () => one, editor: () => null,
     imageDark: '', imageLight: '',
   })) as any
@@ -173,6 +175,6 @@ export function problemsOf(panel: any, input: Input, shown: DataFrame[]): string
       found.push(`sorted by a missing column ${displayName}`);
     }
   }
-  const other = shown.flatMap((frame) => frame.fields.filter((field) => field.type === FieldType.other));
-  return [...found, ...other.map((field) => `a field without a form: ${field.name}`)];
+  const json = input.frames[panel.id].flatMap((frame) => frame.fields.filter(({ type }) => type === 'other'));
+  return [...found, ...json.map(({ name }) => `a column given as JSON: ${name}`)];
 }
