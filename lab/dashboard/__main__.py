@@ -34,7 +34,7 @@ SCHEMES = ("light", "dark")
 FIRST_HEIGHT = 1000  # of the first window; the last one is as high as the page
 PAGE_HEIGHT = "document.documentElement.scrollHeight"
 MAX_BYTES = 250_000
-# React draws in several steps, and fonts and pictures arrive later: until two looks are the same.
+# The page is drawn in several steps: wait until it has been the same for half a second.
 SETTLED = """new Promise((resolve, reject) => {
   let before = '', same = 0;
   const look = () => {

@@ -1,4 +1,4 @@
-"""Fleets to look at: as it is on most days, empty, and with everything that can be wrong."""
+"""Fleets for the dashboard: as on most days, empty, and with everything that can be wrong."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -7,8 +7,9 @@ import msgspec
 from byoc_agents.app.cloudevents import Agent, rfc3339
 from byoc_control_plane.rows import build_row
 from byoc_control_plane.store import Store, insert_rows
-from lab.control_plane.fleet_rows import END_MS, START_MS, store_fleet, usage_line
+from lab.control_plane.fleet_rows import END_MS, store_fleet, usage_line
 from lab.control_plane.messages import Replica
+from lab.control_plane.simulation import START_MS
 from lab.fakes.billing import ReplicaHistory
 
 REPLICAS = 300
@@ -57,7 +58,7 @@ async def store_nothing(store: Store) -> None:
 
 
 async def store_problems(store: Store) -> None:
-    """Insert the normal fleet and what keeps a person awake."""
+    """Insert the normal fleet, and in addition what a person on call has to see."""
     await store_normal(store)
     await _store_long_names(store)
     await _store_delays(store)
@@ -65,9 +66,11 @@ async def store_problems(store: Store) -> None:
 
 
 async def _store_long_names(store: Store) -> None:
-    """A customer with the longest usual names, silent for hours, with old usage."""
+    """Insert a customer with the longest usual names, silent for hours, with old usage."""
     organization, service, replica = LONG
-    agent = Agent(version="0.1.0", configuration_sha256="f" * 64, ledger_size=1, ledger_root=f"{1:043}=")
+    agent = Agent(
+        version="0.1.0", configuration_sha256="f" * 64, ledger_size=1, ledger_root=f"{1:043}="
+    )
     exporter = Replica(organization, service, replica, agent=agent)
     codes = ("READONLY_REPLICA", "KEEPER_SESSION_EXPIRED", "REPLICATION_LAG", "TOO_MANY_PARTS")
     at_ms = END_MS - 3 * 3_600_000
@@ -91,7 +94,7 @@ async def _store_long_names(store: Store) -> None:
 
 
 async def _store_delays(store: Store) -> None:
-    """Messages of one organization waited, and some can never become a row."""
+    """Insert an organization whose messages waited, and messages that can never become a row."""
     delayed = {
         "stream": "state",
         "consumer": "a",

@@ -60,7 +60,7 @@ async def read_frames(
     The present is the end of the range: the fleet of a simulation is of a fixed day.
     """
     now = f"fromUnixTimestamp64Milli(toInt64({view.to_ms}))"
-    frames = {}
+    frames: dict[str, Sequence[Mapping[str, Any]]] = {}
     for panel in board["panels"]:
         queries = [
             (target["refId"], fill_query(target["rawSql"], view).replace("now64(3)", now))

@@ -73,14 +73,14 @@ def test_reception_lists_an_organization_whose_messages_waited(shown: Mapping[st
     rows = list(zip(*(one.texts for one in panel.columns), strict=True))
     assert [one.title for one in panel.columns] == [
         "Stream",
-        "Messages of",
+        "Senders",
         "Behind by",
         "Uninterrupted",
     ]
     assert rows == [
         ("alerts", "all", "5 s", "30 mins"),
         ("state", "all", "5 s", "30 mins"),
-        ("state", "org-1", "–", "2 mins"),
+        ("state", "org-1", "-", "2 mins"),
     ]
 
 
@@ -156,7 +156,7 @@ def test_a_grant_has_its_state_and_times(shown: Mapping[str, Shown]) -> None:
     assert states.colors[2] == ORANGE
     assert states.colors[4] == RED
     assert len({states.colors[at] for at in (0, 1, 3, 5)} - {RED, ORANGE}) == 1
-    assert panel.column("Opened at").texts[:3] == ["–", "–", "2026-11-23 12:04:30"]
+    assert panel.column("Opened at").texts[:3] == ["-", "-", "2026-11-23 12:04:30"]
     assert panel.column("Rows read").texts[3] == "1,234,638"
 
 

@@ -461,7 +461,7 @@ def run_command(command: list[str], directory: Path = ROOT) -> str:
 
 def main() -> int:
     """Fetch every part and print its time. Return 1 if one cannot be fetched."""
-    from lab.real.parts import zookeeper  # noqa: PLC0415  these import this module
+    from lab.real.parts import grafana, zookeeper  # noqa: PLC0415  these import this module
     from lab.tailnet import parts as tailnet  # noqa: PLC0415
 
     parts: dict[str, Callable[[], object]] = {
@@ -485,6 +485,7 @@ def main() -> int:
         "resource definitions of Istio and cert-manager (Go)": resource_definitions,
         "valgrind, strace": counters,
         "ZooKeeper": zookeeper.programs,
+        "Grafana's component library (npm)": grafana.components,
         "nginx": tailnet.nginx,
         "Tailscale, a coordination server (Go)": tailnet.programs,
     }
