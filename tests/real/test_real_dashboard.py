@@ -13,7 +13,7 @@ import chdb.session
 import msgspec
 import pytest
 
-from lab.dashboard.__main__ import BOARD, MAX_BYTES, PLACE, SCHEMES, make_input
+from lab.dashboard.__main__ import BOARD, MAX_BYTES, PLACE, SCHEMES, draw, make_input
 from lab.dashboard.fleets import LONG, REPLICAS, store_nothing, store_problems
 from lab.dashboard.library import Shown, describe_panels, find_type_errors
 from lab.dashboard.queries import View, fill_query
@@ -244,6 +244,14 @@ def test_a_column_that_the_data_source_gives_as_json_is_found(
     silence["fieldConfig"]["overrides"] = []
     content = asyncio.run(make_input(SessionStore(empty(engine)), found))
     assert describe_panels(content)["Silence"].problems == ["a column given as JSON: last_seen"]
+
+
+async def test_the_components_draw_both_themes(content: bytes) -> None:
+    """An error of a component fails the drawing; a page without panels would be a small file."""
+    found = await draw(content, 1024, "png")
+    assert found.keys() == set(SCHEMES)
+    assert found["light"] != found["dark"]
+    assert min(map(len, found.values())) > 200_000
 
 
 def test_the_pictures_of_the_documentation_are_of_the_whole_dashboard() -> None:
