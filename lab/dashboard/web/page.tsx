@@ -42,10 +42,12 @@ function Values({ panel, data, width, height }: any) {
       renderValue={({ value, alignmentFactors, count, orientation: laid, ...place }) =>
         bar ? (
           <BarGauge
-            {...place} value={value.display} field={value.field} display={value.view?.getFieldDisplayProcessor(value.colIndex ?? 0)}
+            {...place} value={value.display} field={value.field}
+            display={value.view?.getFieldDisplayProcessor(value.colIndex ?? 0)}
             orientation={laid} theme={theme} alignmentFactors={alignmentFactors}
             displayMode={options.displayMode} showUnfilled={options.showUnfilled}
-            valueDisplayMode={options.valueMode} namePlacement={options.namePlacement} itemSpacing={8} lcdCellWidth={12}
+            valueDisplayMode={options.valueMode}
+            namePlacement={options.namePlacement} itemSpacing={8} lcdCellWidth={12}
             text={options.text}
           />
         ) : (
@@ -98,7 +100,7 @@ function Grid({ input, prepared, width }: { input: Input; prepared: DataFrame[][
         const size = { width: w * column - GAP_PX, height: h * (ROW_PX + GAP_PX) - GAP_PX };
         const place = { left: MARGIN_PX + x * column, top: MARGIN_PX + y * (ROW_PX + GAP_PX) };
         return (
-          <section key={panel.id} data-title={panel.title} style={{ position: 'absolute', ...place, ...size }}>
+          <section key={panel.id} style={{ position: 'absolute', ...place, ...size }}>
             <PanelChrome {...size} title={panel.title} description={panel.description}
               padding={panel.type === 'table' ? 'none' : 'md'}>
               {(innerWidth, innerHeight) => (
