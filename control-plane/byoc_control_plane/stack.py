@@ -43,6 +43,7 @@ VISIBILITY_SECONDS = 30  # the default of BYOC_PLANE_VISIBILITY_SECONDS
 MAX_RECEIVES = 1000
 OLD_VERSION_DAYS = 30  # a compacted object can be restored for so long
 SESSION_SECONDS = 3600
+LARGEST_MESSAGE_BYTES = 256 * 1024  # of the exporters
 AUDIENCE = "sts.amazonaws.com"  # of the tokens of EKS for the vendor's own pods
 HIGH_THROUGHPUT = {
     "FifoQueue": True,
@@ -379,7 +380,7 @@ def _describe_bucket(name: str, policy: Any) -> list[Description]:
     def describe(operation: str, wanted: Any, *keys: str, policy: bool = False) -> Description:
         def find(given: Any) -> Any:
             for key in keys:
-                given = given[int(key)] if isinstance(given, list) else given[key]
+                given = given[int(key) if isinstance(given, list) and key.isdigit() else key]
             return given
 
         command = f"aws s3api {operation} --bucket {name}"
@@ -395,24 +396,46 @@ def _describe_bucket(name: str, policy: Any) -> list[Description]:
         ),
         describe("get-public-access-block", PRIVATE, "PublicAccessBlockConfiguration"),
         describe(
-            "get-bucket-ownership-controls", {"ObjectOwnership": "BucketOwnerEnforced"},
-            "OwnershipControls", "Rules", "0",
+            "get-bucket-ownership-controls",
+            {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}, "OwnershipControls",
         ),
-        describe(
-            "get-bucket-lifecycle-configuration",
+        Description(
+            "get-bucket-lifecycle-configuration.json",
+            f"aws s3api get-bucket-lifecycle-configuration --bucket {name}",
             {
-                "Status": "Enabled",
-                "NoncurrentVersionExpiration": {"NoncurrentDays": OLD_VERSION_DAYS},
+                "Rules": [
+                    {
+                        "Status": "Enabled",
+                        "Filter": {"Prefix": ""},
+                        "NoncurrentVersionExpiration": {"NoncurrentDays": OLD_VERSION_DAYS},
+                        "Expiration": {"ExpiredObjectDeleteMarker": True},
+                    }
+                ]
             },
-            "Rules", "0",
+            _find_rules,
         ),
     ]  # fmt: skip
+
+
+def _find_rules(response: Any) -> dict[str, Any]:
+    """Return the rules of a bucket's lifecycle, without names; all objects are the prefix ""."""
+    rules = []
+    for given in response["Rules"]:
+        rule = {key: value for key, value in given.items() if key not in {"ID", "Prefix"}}
+        rule["Filter"] = given.get("Filter") or {"Prefix": given.get("Prefix", "")}
+        rules.append(rule)
+    return {"Rules": rules}
 
 
 def _describe_queues(name: str, policy: Any, arn: str, dead: str) -> list[Description]:
     common = {
         "MessageRetentionPeriod": RETENTION_SECONDS,
         "SqsManagedSseEnabled": True,
+        "KmsMasterKeyId": None,
+        "DelaySeconds": 0,
+        "ContentBasedDeduplication": False,
+        "MaximumMessageSize": None,
+        "RedriveAllowPolicy": None,
         **HIGH_THROUGHPUT,
     }
     redrive = {"deadLetterTargetArn": dead, "maxReceiveCount": MAX_RECEIVES}
@@ -424,16 +447,25 @@ def _describe_queues(name: str, policy: Any, arn: str, dead: str) -> list[Descri
             *queue,
             {"QueueArn": arn, **common, "RedrivePolicy": redrive,
              "VisibilityTimeout": VISIBILITY_SECONDS},
-            lambda response: response["Attributes"],
+            _find_attributes,
         ),
         Description(*queue, policy, lambda response: response["Attributes"]["Policy"], policy=True),
         Description(
             "get-queue-attributes-dead-letters.json",
             command.format(dead.rpartition(":")[2]),
-            {"QueueArn": dead, **common},
-            lambda response: response["Attributes"],
+            {"QueueArn": dead, **common, "Policy": None, "RedrivePolicy": None},
+            _find_attributes,
         ),
     ]  # fmt: skip
+
+
+def _find_attributes(response: Any) -> dict[str, Any]:
+    """Return the attributes of a queue; its limit of a message only if the exporters exceed it."""
+    attributes = dict(response["Attributes"])
+    size = str(attributes.get("MaximumMessageSize", ""))
+    if size.isdecimal() and int(size) >= LARGEST_MESSAGE_BYTES:
+        del attributes["MaximumMessageSize"]
+    return attributes
 
 
 def _describe_policies(account: str, documents: Mapping[str, Any], trust: Any) -> list[Description]:
@@ -457,7 +489,9 @@ def _describe_policies(account: str, documents: Mapping[str, Any], trust: Any) -
             attached = [{"PolicyName": name, "PolicyArn": arn}]
             found += [
                 Description(
-                    *role, {"MaxSessionDuration": SESSION_SECONDS}, lambda given: given["Role"]
+                    *role,
+                    {"Arn": f"{account}:role/{name}", "MaxSessionDuration": SESSION_SECONDS},
+                    lambda given: given["Role"],
                 ),
                 Description(
                     *role, trust, lambda given: given["Role"]["AssumeRolePolicyDocument"],
@@ -466,12 +500,19 @@ def _describe_policies(account: str, documents: Mapping[str, Any], trust: Any) -
                 Description(
                     f"list-attached-role-policies{suffix}",
                     f"aws iam list-attached-role-policies --role-name {name}",
-                    {"AttachedPolicies": attached}, lambda given: given,
+                    {"AttachedPolicies": attached}, _find_whole_list,
                 ),
                 Description(
                     f"list-role-policies{suffix}",
                     f"aws iam list-role-policies --role-name {name}",
-                    {"PolicyNames": []}, lambda given: given,
+                    {"PolicyNames": []}, _find_whole_list,
                 ),
             ]  # fmt: skip
     return found
+
+
+def _find_whole_list(response: Any) -> Any:
+    """Return a response that is no first page. Raises KeyError if it is one."""
+    if response.get("IsTruncated") is True:
+        raise KeyError("end: the response is the first page of several")
+    return response

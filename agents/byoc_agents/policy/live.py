@@ -55,7 +55,7 @@ def differences(responses: Sequence[Description], given: Mapping[str, Any]) -> l
 def _judge(response: Description, given: Any) -> Iterator[PolicyFinding]:
     try:
         found = response.find(given)
-    except (KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
         yield PolicyFinding(response.file, f"has no {error}", f"`{response.command}`")
         return
     if not response.policy:
@@ -71,7 +71,10 @@ def _judge(response: Description, given: Any) -> Iterator[PolicyFinding]:
 
 
 def _compare(where: str, wanted: Any, given: Any) -> Iterator[PolicyFinding]:
-    """Compare the entries that are wanted; lists are compared whole, without their order."""
+    """Compare the entries that are wanted; lists are compared whole, without their order.
+
+    An entry that is wanted as None may not exist.
+    """
     if isinstance(wanted, Mapping) and isinstance(given, Mapping):
         for key, value in wanted.items():
             yield from _compare(f"{where}: {key}", value, given.get(key))
@@ -84,4 +87,4 @@ def _compare(where: str, wanted: Any, given: Any) -> Iterator[PolicyFinding]:
         return
     if canonical(wanted) != canonical(given):
         problem = "is missing" if given is None else f"is {given}"
-        yield PolicyFinding(where, problem, str(wanted))
+        yield PolicyFinding(where, problem, "nothing" if wanted is None else str(wanted))

@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS byoc_state
 ENGINE = {engine}ReplacingMergeTree(earliness_ms)
 PARTITION BY toYYYYMM(time)
 ORDER BY (organization_id, service_id, replica, type, epoch, sequence, source, id)
-TTL toDateTime(time) + INTERVAL 400 DAY;
+TTL toDateTime(arrived_at) + INTERVAL 400 DAY;
 
 CREATE TABLE IF NOT EXISTS byoc_alerts
 (
@@ -77,7 +77,7 @@ CREATE TABLE IF NOT EXISTS byoc_alerts
 ENGINE = {engine}ReplacingMergeTree(earliness_ms)
 PARTITION BY toYYYYMM(time)
 ORDER BY (organization_id, service_id, type, time, source, id)
-TTL toDateTime(time) + INTERVAL 400 DAY;
+TTL toDateTime(arrived_at) + INTERVAL 400 DAY;
 
 -- One row per replica and daemon: a message enrolls it, and so does nothing else.
 -- `latest` is (epoch, sequence, heartbeat_seconds, stopping) of the message with the highest number,
@@ -218,7 +218,7 @@ CREATE TABLE IF NOT EXISTS byoc_grants
 ENGINE = {engine}ReplacingMergeTree
 PARTITION BY toYYYYMM(time)
 ORDER BY (organization_id, service_id, grant_id, state, since, source, id)
-TTL toDateTime(time) + INTERVAL 400 DAY;
+TTL toDateTime(arrived_at) + INTERVAL 400 DAY;
 
 -- How far each consumer and receiver has come. Silence is counted from these rows, never from the
 -- clock of the server: while nobody receives, nobody is silent. A row with an organization is about its
