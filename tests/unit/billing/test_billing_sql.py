@@ -133,9 +133,9 @@ def test_nothing_is_read_as_a_number() -> None:
 
 
 def test_both_tables_of_records_have_the_same_columns() -> None:
-    usage = re.findall(r"^    (\w+) (\S.*?),?$", one(r"byoc_usage\n\((.*?)\n\)", "table.sql"), re.M)
-    read = re.findall(
-        r"^    (\w+) (\S.*?),?$", one(r"byoc_usage_read\n\((.*?)\n\)", "table.sql"), re.M
+    usage, read = (
+        re.findall(r"(?m)^    (\w+) (\S.*?),?$", one(rf"{name}\n\((.*?)\n\)", "table.sql"))
+        for name in ("byoc_usage", "byoc_usage_read")
     )
     plain = [(name, re.sub(r"LowCardinality\((\w+)\)", r"\1", kind)) for name, kind in usage]
     assert plain[:-1] == read[:-3]

@@ -250,12 +250,16 @@ SELECT
             'a field is missing'),
         (has_counter AND NOT hasAll(keys[6], ['start', 'end']), 'a field is missing'),
         (NOT hasAll(keys[7], ['expected', 'observed']), 'a field is missing'),
-        (position(line, '"#') > 0, 'a text begins with #'), -- it would look like a marked number
+        (match(line, '"(#|\\\\u0023)'), 'a text begins with #'), -- it would look like a marked number
         (arrayExists(
             text -> startsWith(text, '#'),
             [record.id, record.source, record.subject, record.time, data.organization_id, data.service_id,
                 data.replica, data.region, data.`k8s.pod.uid`, data.`k8s.container.name`, data.`container.id`,
                 data.incarnation]), 'a text is expected'),
+        (match(
+            line,
+            '"(id|time|subject|region|incarnation|k8s[.]pod[.]uid|k8s[.]container[.]name|container[.]id)"[ \\t\\r]*:[ \\t\\r]*[\\[{]'),
+            'a text is expected'),
         (has(keys[1], 'specversion') AND record.specversion != '1.0', 'an unknown value'),
         (has(keys[1], 'datacontenttype') AND record.datacontenttype != 'application/json', 'an unknown value'),
         (size.source NOT IN ('cgroup', 'clickhouse', 'downward_api', 'unknown'), 'an unknown value'),
