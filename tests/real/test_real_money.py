@@ -1,4 +1,4 @@
-"""Records that a customer writes by hand: ClickHouse and the verifier bill the same, digit by digit.
+"""Records that a customer writes by hand: ClickHouse bills what the verifier does, digit by digit.
 
 All of them are loaded by one statement, each below the folder of an organization of its own.
 """
@@ -14,15 +14,16 @@ import pytest
 import zstandard
 from msgspec.structs import replace
 
-from byoc_agents.app.cloudevents import encode
+from byoc_agents.app.cloudevents import encode, parse_rfc3339
 from byoc_agents.audit import Audit, Report
+from byoc_agents.audit.validate import YEAR_2100_MS
 from byoc_agents.billing.record import Counter, Resized, UsageRecord, record_id
 from byoc_agents.message import Message
 from byoc_control_plane.schema import table_statements
-from lab.fakes.billing import ReplicaHistory, altered, objects
+from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, objects
 from lab.real.parts import install
 from tests.real.engine_process import run_engine
-from tests.real.test_real_chdb import expected
+from tests.real.test_real_chdb import expected, stored
 from tests.real.test_real_older_engine import FORMAT_SETTINGS, usage_statements
 
 pytestmark = pytest.mark.real
@@ -297,3 +298,86 @@ def test_every_changed_record_is_billed_as_the_verifier_does(engine: Any, tmp_pa
     assert len({row["reason"] for row in rejected}) > 8
     refused = sum(sums["left_out"] for sums in wanted.values())
     assert len(wanted) / 3 < refused < len(wanted)
+
+
+DAY_MS = 86_400_000
+TEN_YEARS_MS = 3652 * DAY_MS
+REPLICAS = 200
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_records_of_any_year_make_no_day_that_is_not_asked_for(engine: Any, tmp_path: Path) -> None:
+    """One customer's clock is wrong, and 200 of its replicas were away for ten years."""
+    clean = ReplicaHistory(organization_id="org-2")
+    sent = [clean.measured(), clean.gap("target_absent"), clean.measured()]
+    wrong = ReplicaHistory(now_ms=DAY_MS)
+    early = wrong.measured()
+    wrong.now_ms = YEAR_2100_MS - DAY_MS
+    sent += [early, wrong.measured()]
+    for number in range(REPLICAS):
+        away = ReplicaHistory(
+            organization_id="org-3",
+            replica=f"r-{number}",
+            pod_uid=f"u-{number}",
+            now_ms=NOON_MS - TEN_YEARS_MS,
+        )
+        sent.append(away.gap("target_absent", period_ms=TEN_YEARS_MS + DAY_MS))
+    load, *_ = usage_statements(stored(tmp_path / "objects", objects(sent)))
+    query = "SELECT {} FROM billing_completeness_since(since = '2026-11-20') {}"
+    queries = [
+        query.format(
+            "organization_id, count() AS days, sum(records) AS records, sum(gap_seconds) AS gap",
+            "GROUP BY organization_id ORDER BY organization_id",
+        ),
+        query.format("max(day) <= today() + 1 AS past", "WHERE uncovered_seconds > 0"),
+    ]
+    asked = [f"{one} SETTINGS {FORMAT_SETTINGS}, max_memory_usage = 200000000" for one in queries]
+    statements = [*table_statements(), load]
+    answers = run_engine(engine(), str(tmp_path / "engine"), [*statements, *asked], "JSONEachRow")
+    assert set(answers[: len(statements)]) == {""}
+    by_organization = {
+        row["organization_id"]: row for row in map(json.loads, answers[-2].splitlines())
+    }
+    assert {name: row["records"] for name, row in by_organization.items()} == {
+        "org-1": "1",  # the one of 2099; that of 1970 is before the day
+        "org-2": "3",
+        "org-3": "0",  # the gaps began before
+    }
+    assert by_organization["org-2"] | {"gap": Decimal(by_organization["org-2"]["gap"])} == {
+        "organization_id": "org-2",
+        "days": "1",
+        "records": "3",
+        "gap": Decimal(60),
+    }
+    since_ms = parse_rfc3339("2026-11-20T00:00:00Z")
+    lasted = REPLICAS * Decimal(NOON_MS + DAY_MS - since_ms) / 1000
+    assert Decimal(by_organization["org-3"]["gap"]) == lasted
+    assert int(by_organization["org-1"]["days"]) < 2 + 365 * 10
+    assert json.loads(answers[-1])["past"]
+
+
+def test_a_damaged_object_stops_the_load_of_its_own_customer_only(tmp_path: Path) -> None:
+    """As docs/contracts/billing.md says: once per customer, with `v1/org=ORG/` in the path."""
+    for number in (1, 2):
+        message = packed([encode(one) for one in base(f"org-{number}")], f"org-{number}")
+        body = message.body
+        if number == 1:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
+        path = tmp_path / "objects" / message.id
+        path.parent.mkdir(parents=True)
+        path.write_bytes(body)
+        if number == 1:
+            assert audited(replace(message, body=body)).counts == {"torn_object": 1}
+    whole, *_ = usage_statements(tmp_path / "objects")
+    loads = [whole.replace("/v1/**/", f"/v1/org=org-{number}/**/") for number in (1, 2)]
+    count = "SELECT organization_id, count() FROM byoc_usage FINAL GROUP BY 1 ORDER BY 1"
+    for package in (install.chdb, install.older_chdb):
+        queries = [*table_statements(), whole, *loads, count]
+        place = str(tmp_path / package.__name__)
+        *_, all_together, first, second, found = run_engine(package(), place, queries)
+        assert re.match(r"Code: \d+", all_together)
+        assert re.match(r"Code: \d+", first)
+        assert "org=org-1/" in first  # so the object is named
+        assert second == ""
+        assert ("org-2", "3") in [tuple(row.split("\t")) for row in found.splitlines()]
