@@ -127,7 +127,7 @@ class UsageParts:
 
 
 def changed_lines() -> Iterator[tuple[str, str, str]]:
-    """Yield what is changed, the kind of the record, and (name, value) or a text of its own."""
+    """Yield the title of a change, the kind of the record, and `name=value`."""
     for name in FIGURES:
         kind = "resized" if name.endswith(("_start", "_end")) else "measured"
         for value in NUMBERS:
@@ -215,7 +215,7 @@ def rewritten(line: str) -> dict[str, str]:
 
 
 def cases() -> dict[str, tuple[str, list[bytes]]]:
-    """Return organization -> (what is changed, the three lines)."""
+    """Return organization -> (title of the change, the three lines)."""
     found: list[tuple[str, str, Any]] = []
     for what, kind, assignment in changed_lines():
         name, _, value = assignment.partition("=")

@@ -53,14 +53,14 @@ class _Repeated(dict[str, Any]):
 def decode(line: bytes) -> UsageRecord:
     """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure.
 
-    What is accepted here is what the views of `billing/sql/table.sql` accept: the same bytes have
-    to have one meaning for both. So is refused what `msgspec` reads in its own way.
+    It accepts the same lines as the views of `billing/sql/table.sql`, so that the same bytes have
+    one meaning for both. So it refuses some lines that msgspec takes, such as a key given twice.
     """
     if b'"#' in line or b'"\\u0023' in line:
         raise ValueError("a text begins with #, by which ClickHouse finds the numbers")
     try:
         record = _decode(line)
-        if encode(record) != line:  # as of another version, or not as a scraper writes it
+        if encode(record) != line:  # of another version, or not written by a scraper
             _check_writing(line)
     except RecursionError as error:
         raise ValueError(str(error)) from error

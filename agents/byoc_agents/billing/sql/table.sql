@@ -44,8 +44,8 @@ ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(charge_period_start)
 ORDER BY (organization_id, service_id, charge_period_start, source, id);
 
--- Lines that are no records of the folder's organization, or have a figure that fits no column: a customer may
--- write any bytes below its own folder. `reason` says what is wrong. They are in no total, and a line that is read
+-- Lines that are not loaded, such as one with a figure that does not fit its column: a customer may write any
+-- bytes below its own folder. `reason` says what is wrong. They are in no total, and a line that is read
 -- twice is kept once.
 CREATE TABLE IF NOT EXISTS byoc_usage_rejected
 (
