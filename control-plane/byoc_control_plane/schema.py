@@ -51,7 +51,6 @@ def table_statements(engine: TableEngine = "single") -> list[str]:
     """Return the statements that create the tables and views. They change nothing that exists."""
     prefix = PREFIXES[engine]
     usage = (USAGE_SQL / "table.sql").read_text()
-    usage = usage.replace("CREATE TABLE byoc_usage", "CREATE TABLE IF NOT EXISTS byoc_usage")
     usage = usage.replace("ENGINE = ReplacingMergeTree", f"ENGINE = {prefix}ReplacingMergeTree")
     tables = (SQL / "tables.sql").read_text().replace("{engine}", prefix)
     totals = (USAGE_SQL / "totals.sql").read_text()

@@ -63,7 +63,7 @@ Delete by hand, after the last bill:
 """
 TABLES = (
     *("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas", "byoc_grants"),
-    "byoc_progress",
+    *("byoc_progress", "byoc_usage_rejected"),
 )
 
 

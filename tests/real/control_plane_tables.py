@@ -14,6 +14,7 @@ from byoc_control_plane.schema import USAGE_SQL, split_statements, table_stateme
 
 TABLES = (
     "byoc_usage",
+    "byoc_usage_rejected",
     "byoc_state",
     "byoc_alerts",
     "byoc_agents",

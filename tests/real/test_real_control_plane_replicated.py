@@ -20,7 +20,7 @@ pytestmark = pytest.mark.real
 
 TABLES = {
     *("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas", "byoc_grants"),
-    *("byoc_progress", "byoc_rejected"),
+    *("byoc_progress", "byoc_rejected", "byoc_usage_rejected"),
 }
 CONFIG = """<clickhouse>
   <zookeeper><node><host>127.0.0.1</host><port>{port}</port></node></zookeeper>

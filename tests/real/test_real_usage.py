@@ -98,9 +98,9 @@ def test_each_day_has_the_figures_of_the_table(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    engine.query("DROP TABLE IF EXISTS byoc_usage")
     for statement in statements("table.sql"):
         engine.query(statement)
+    engine.query("TRUNCATE TABLE byoc_usage")
     root = stored(tmp_path, objects(make(seed)))
     load(engine, f"file(\n    '{root}/v1/**/*.jsonl.{{zst,gz}}'")
     totals = (SQL / "totals.sql").read_text().rstrip().rstrip(";")

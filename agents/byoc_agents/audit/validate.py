@@ -4,13 +4,15 @@ Few other fields depend on memory, size and quality; the checksum of the frame p
 Only the bucket's access control protects against someone who seals a changed object again.
 """
 
+import json
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339, source_uri
+from byoc_agents.app.cloudevents import encode, parse_rfc3339, rfc3339, source_uri
 from byoc_agents.billing.objects import ObjectKey
 from byoc_agents.billing.record import (
     TYPE,
@@ -40,18 +42,65 @@ STEP_TOLERANCE_MS = 1000  # the meter's
 YEAR_1_MS, YEAR_10000_MS = -62_135_596_800_000, 253_402_300_800_000  # other years have no text
 
 _decode = msgspec.json.Decoder(UsageRecord).decode
-_milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is the next one's start
+_DECIMALS = ("cpu_core_seconds", "start", "end")
+_NEGATIVE_ZERO = object()
+
+
+class _Repeated(dict[str, Any]):
+    """A JSON object with a key twice."""
 
 
 def decode(line: bytes) -> UsageRecord:
-    """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure."""
+    """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure.
+
+    It accepts the same lines as the views of `billing/sql/table.sql`, so that the same bytes have
+    one meaning for both. So it refuses some lines that msgspec takes, such as a key given twice.
+    """
+    if b'"#' in line or b'"\\u0023' in line:
+        raise ValueError("a text begins with #, by which ClickHouse finds the numbers")
     try:
         record = _decode(line)
+        if encode(record) != line:  # of another version, or not written by a scraper
+            _check_writing(line)
     except RecursionError as error:
         raise ValueError(str(error)) from error
     if not _has_possible_figures(record.data):
         raise ValueError("a CPU figure is negative, too large or no number")
     return record
+
+
+def _check_writing(line: bytes) -> None:
+    """Check a record by an exact parser. Raises ValueError."""
+    found = json.loads(line, object_pairs_hook=_collect, parse_int=_mark_negative_zero)
+    usage = found["data"]
+    size, counter = usage["allocated"], usage["counter"] or {}
+    objects = (found, usage, size, size.get("resized") or {}, usage["used"], usage["samples"])
+    for fields in (*objects, counter):
+        if isinstance(fields, _Repeated):
+            raise ValueError("a key is given twice")  # noqa: TRY004  of the text, not of a caller
+        if any(fields[name] is _NEGATIVE_ZERO for name in fields.keys() - _DECIMALS):
+            raise ValueError("an integer is written as -0")
+    figures = (usage["used"]["cpu_core_seconds"], *counter.values())
+    if any(isinstance(figure, str) for figure in figures):
+        raise ValueError("a CPU figure is a text")
+
+
+def _collect(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else _Repeated(fields)
+
+
+def _mark_negative_zero(text: str) -> object:
+    return _NEGATIVE_ZERO if text == "-0" else 0
+
+
+@lru_cache(maxsize=1024)  # one record's end is the next one's start
+def _milliseconds(text: str) -> int:
+    """Return milliseconds since 1970. Raises ValueError for a time in another form than ours."""
+    milliseconds = parse_rfc3339(text)
+    if YEAR_1_MS <= milliseconds < YEAR_10000_MS and rfc3339(milliseconds) != text:
+        raise ValueError(f"the time {text!r}, expected as in {rfc3339(0)!r}")
+    return milliseconds
 
 
 def _has_possible_figures(usage: Usage) -> bool:
@@ -145,13 +194,15 @@ def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
 def _find_excess(usage: Usage, span: CheckedPeriod) -> str:
     """Return which figure is beyond its bound; empty if none is.
 
-    `totals.sql` has the rules for times, CPU and memory, and no others.
+    `totals.sql` has the same rules, if `table.sql` does not refuse the record before.
     """
     size, used, samples = usage.allocated, usage.used, usage.samples
     if span.start_ms < 0 or span.end_ms > YEAR_2100_MS:
         return "the period is not in the years 1970 to 2099"
-    if used.cpu_core_seconds != used.cpu_core_seconds.quantize(MICROSECOND):
-        return f"used {used.cpu_core_seconds} core seconds, expected six digits after the point"
+    counter = usage.counter
+    for figure in (used.cpu_core_seconds, *((counter.start, counter.end) if counter else ())):
+        if not figure.same_quantum(MICROSECOND) and not _has_at_most_six_digits(figure):
+            return f"{figure} core seconds, expected at most six digits after the point"
     if (
         span.end_ms - span.start_ms > MAX_TIME_MS
         or usage.elapsed_milliseconds > MAX_TIME_MS
@@ -177,6 +228,11 @@ def _find_excess(usage: Usage, span: CheckedPeriod) -> str:
     return ""
 
 
+def _has_at_most_six_digits(figure: Decimal) -> bool:
+    exponent = figure.as_tuple().exponent
+    return isinstance(exponent, int) and MICROSECOND.adjusted() <= exponent <= 0
+
+
 def _sizes(usage: Usage, period_ms: int) -> str:
     size = usage.allocated
     counted_ms, counter_ms = size.counted_milliseconds or 0, usage.counter_milliseconds or 0
@@ -197,6 +253,8 @@ def _find_resize_problem(size: Allocated, ends: Resized) -> str:
         ("cpu_millicores", size.cpu_millicores, ends.cpu_millicores_start, ends.cpu_millicores_end),
         ("memory_bytes", size.memory_bytes, ends.memory_bytes_start, ends.memory_bytes_end),
     ):
+        if not 0 <= min(start or 0, end or 0) <= max(start or 0, end or 0) <= MAX_BYTES:
+            return f"allocated.resized has a size that is negative or beyond {MAX_BYTES}"
         expected = None if start is None or end is None else min(start, end)
         if counted != expected:
             return f"allocated {name} {counted}, expected {expected} by the sizes of both ends"

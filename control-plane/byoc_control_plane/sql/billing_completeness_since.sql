@@ -5,12 +5,16 @@
 -- explains. gap_seconds: time that the records themselves state as not measured, each reason once.
 -- A missing sequence counts on the day of the record after it. A record that was never sent, or is
 -- only in a damaged object, cannot be found in a table of records: `byoc-agents verify` reads the objects.
+-- Time is judged up to tomorrow by the server's clock: two records of one container, of 1970 and of 2099, would make
+-- 47,000 days of it. The records and missing sequences of later days are counted.
 -- Records are read that end on the day before `since` or later, so the cost grows with the days asked for:
 -- of earlier records, only two columns. The first number of an epoch that is older than that is not judged:
 -- what a replica lost in an absence over that whole day is in billing_completeness_daily only.
 CREATE VIEW IF NOT EXISTS billing_completeness_since AS
 WITH
     (toInt64(toUInt16({since:Date})) - 1) * 86400000 AS begin_ms,
+    toUInt64(toUInt16({since:Date})) AS first_day,
+    toUInt64(toUInt16(toDate(now(), 'UTC'))) + 2 AS end_day,
     read AS
     (
         SELECT
@@ -115,8 +119,8 @@ WITH
     (
         SELECT
             organization_id, service_id, replica, pod, container_name, what, soft, reason,
-            arrayJoin(range(toUInt64(intDiv(start_ms, 86400000)),
-                toUInt64(intDiv(end_ms - 1, 86400000) + 1))) AS number,
+            arrayJoin(range(greatest(toUInt64(intDiv(start_ms, 86400000)), first_day),
+                least(toUInt64(intDiv(end_ms - 1, 86400000) + 1), end_day))) AS number,
             greatest(start_ms, toInt64(number * 86400000)) AS from_ms,
             least(end_ms, toInt64((number + 1) * 86400000)) AS to_ms
         FROM spans

@@ -2,13 +2,14 @@
 -- id, and grant it byoc_tenant: the same statements serve any number of customers. The views read
 -- the tables with the rights of the person who asks, so the policies hold there too.
 CREATE ROLE IF NOT EXISTS byoc_tenant;
-CREATE ROW POLICY IF NOT EXISTS byoc_tenant ON byoc_usage, byoc_state, byoc_alerts, byoc_agents, byoc_replicas,
-        byoc_grants, byoc_progress
+CREATE ROW POLICY IF NOT EXISTS byoc_tenant ON byoc_usage, byoc_usage_rejected, byoc_state, byoc_alerts, byoc_agents,
+        byoc_replicas, byoc_grants, byoc_progress
     USING organization_id = currentUser() TO byoc_tenant;
-CREATE ROW POLICY IF NOT EXISTS byoc_vendor ON byoc_usage, byoc_state, byoc_alerts, byoc_agents, byoc_replicas,
-        byoc_grants, byoc_progress
+CREATE ROW POLICY IF NOT EXISTS byoc_vendor ON byoc_usage, byoc_usage_rejected, byoc_state, byoc_alerts, byoc_agents,
+        byoc_replicas, byoc_grants, byoc_progress
     USING 1 TO ALL EXCEPT byoc_tenant;
 GRANT SELECT ON byoc_usage TO byoc_tenant;
+GRANT SELECT ON byoc_usage_rejected TO byoc_tenant;
 GRANT SELECT ON byoc_state TO byoc_tenant;
 GRANT SELECT ON byoc_alerts TO byoc_tenant;
 GRANT SELECT ON byoc_agents TO byoc_tenant;
