@@ -80,7 +80,6 @@ SELECT
     daemon,
     agent_version AS version,
     count() AS daemons,
-    uniqExact(configuration_sha256) AS configurations,
     toUnixTimestamp64Milli(min(last_seen)) AS oldest_seen_ms
 FROM agents_now
 WHERE supervised {own}

@@ -396,14 +396,14 @@ def _versions(fleet: Fleet) -> str:
     agents = [
         _cell(row["daemon"], "whole")
         + _cell(row["version"] or "0.1.0 or not stated", "whole")
-        + _numbers(_count(row["daemons"]), _count(row["configurations"]))
+        + _numbers(_count(row["daemons"]))
         for row in fleet.versions
     ]
     servers = [
         _cell(row["version"] or "not reported", "whole") + _numbers(_count(row["replicas"]))
         for row in fleet.servers
     ]
-    both = _table(("daemon", "version", "#daemons", "#configurations"), agents, tall=True)
+    both = _table(("daemon", "version", "#daemons"), agents, tall=True)
     both += _table(("ClickHouse", "#replicas"), servers, tall=True)
     return _section("versions", SECTIONS["versions"], note, f'<div class="cards">{both}</div>')
 

@@ -229,7 +229,7 @@ def hostile(**numbers: Any) -> list[dict[str, Any]]:
         *("services", "replicas", "unhealthy", "silent", "backlog_records", "unbilled"),
         *("silent_seconds", "allowed_seconds", "seen_ms", "healthy", "dead_letters", "class"),
         *("billed_until_ms", "state_exporter_seen_ms", "alert_forwarder_seen_ms", "daemons"),
-        *("configurations", "usage_records", "missing", "uncovered", "gaps", "messages"),
+        *("usage_records", "missing", "uncovered", "gaps", "messages"),
         *("state_delay", "alert_delay", "complete", "at_ms", "steady_ms"),
         *("since_ms", "sent_ms", "opened_ms", "ends_ms", "queries", "rows_read", "ended"),
     )
