@@ -17,7 +17,7 @@ from lab.fakes.billing import ReplicaHistory
 HOURS = 0.5
 END_MS = START_MS + int(HOURS * 3_600_000)
 MINUTES = 25  # of usage
-DELAYED_MS = START_MS + 7 * 60_000  # before the last message of every silent replica
+DELAYED_MS = START_MS + 4 * 60_000  # before the last message of every silent replica
 SILENT_EVERY, LETTERS_EVERY, HOLE_EVERY, UNBILLED_EVERY = 97, 61, 53, 41  # replicas
 
 
