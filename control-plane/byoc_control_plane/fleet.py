@@ -54,6 +54,13 @@ FROM silent_now
 WHERE 1 {own}
 ORDER BY silent_seconds DESC, organization_id, service_id, replica, daemon
 LIMIT {rows}"""
+DELAYED = """\
+SELECT organization_id, stream, toUnixTimestamp64Milli(max(steady_since)) AS until_ms
+FROM byoc_progress FINAL
+WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE {own}
+GROUP BY organization_id, stream
+ORDER BY until_ms DESC, organization_id, stream
+LIMIT {rows}"""
 REPLICAS = """\
 SELECT
     organization_id,
@@ -80,7 +87,6 @@ SELECT
     daemon,
     agent_version AS version,
     count() AS daemons,
-    uniqExact(configuration_sha256) AS configurations,
     toUnixTimestamp64Milli(min(last_seen)) AS oldest_seen_ms
 FROM agents_now
 WHERE supervised {own}
@@ -175,6 +181,7 @@ QUERIES = {
     "progress": PROGRESS,
     "customers": CUSTOMERS,
     "silent": SILENT,
+    "delayed": DELAYED,
     "replicas": REPLICAS,
     "versions": VERSIONS,
     "servers": SERVERS,
@@ -196,6 +203,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     progress: FleetRows
     customers: FleetRows
     silent: FleetRows
+    delayed: FleetRows
     replicas: FleetRows
     versions: FleetRows
     servers: FleetRows

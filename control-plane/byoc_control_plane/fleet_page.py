@@ -18,6 +18,7 @@ from byoc_control_plane.fleet import DAYS, MAX_ROWS, Fleet
 
 STOPPED_SECONDS = 60.0  # without progress of a stream; as the rule ByocReceptionStopped
 STEADY_SECONDS = 60.0  # as the rule ByocReceptionBehind
+DELAYED_SECONDS = 60.0  # before the progress of the stream; as the rule ByocCustomerDelayed
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 AGE_NAMES = (
     *("below 15 minutes", "15 minutes to 1 hour", "1 to 6 hours", "6 to 24 hours"),
@@ -58,7 +59,7 @@ def render_fleet(fleet: Fleet) -> str:
         _reception(fleet),
     ]
     if counts["replicas"]:
-        parts += [_silent(fleet)]
+        parts += [_silent(fleet), _delayed(fleet)]
         parts += [] if fleet.organization else [_customers(fleet)]
         parts += [_replicas(fleet), _versions(fleet), _ages(fleet)]
         parts += [_completeness(fleet), _incomplete(fleet)]
@@ -176,6 +177,7 @@ def _limited(rows: Sequence[Mapping[str, Any]], total: int) -> str:
 SECTIONS = {
     "reception": "Reception",
     "silence": "Silence",
+    "delayed": "Delayed messages",
     "customers": "Customers",
     "replicas": "Replicas",
     "versions": "Versions",
@@ -223,6 +225,11 @@ def _problems(fleet: Fleet) -> list[str]:
         for row in fleet.progress
         if fleet.now_ms - row["at_ms"] > STOPPED_SECONDS * 1000
     ]
+    if delayed := {row["organization_id"] for row in fleet.delayed if _is_delayed(fleet, row)}:
+        found.append(
+            f"messages of {format_plural(len(delayed), 'organization')} delayed; silence there is"
+            " not judged meanwhile"
+        )
     if silent := int(counts["silent"]):
         found.append(f"{format_plural(silent, 'daemon')} silent")
     if unhealthy := counts["replicas"] - counts["healthy"]:
@@ -330,6 +337,35 @@ def _silent(fleet: Fleet) -> str:
     return _section("silence", SECTIONS["silence"], note, table)
 
 
+def _delayed(fleet: Fleet) -> str:
+    note = (
+        "Organizations of the last day whose messages alone had waited, or were refused for their"
+        f" number, the newest first, {MAX_ROWS} at most. Silence there is counted from that time."
+    )
+    rows = [
+        _organization(row["organization_id"])
+        + _cell(STREAM_NAMES.get(row["stream"], row["stream"]))
+        + _numbers(_age(fleet.now_ms, row["until_ms"]))
+        + _cell(_minute(row["until_ms"]), "time")
+        + f"<td>{_delay_state(fleet, row)}</td>"
+        for row in fleet.delayed
+    ]
+    heads = ("organization", "stream", "#delayed until (ago)", "delayed until (UTC)", "status")
+    empty = _empty("No organization's messages were delayed.")
+    table = _table(heads, rows, tall=True) if rows else empty
+    return _section("delayed", SECTIONS["delayed"], note, table)
+
+
+def _delay_state(fleet: Fleet, row: Mapping[str, Any]) -> str:
+    return _badge("delayed", "open") if _is_delayed(fleet, row) else _badge("ended", "ok")
+
+
+def _is_delayed(fleet: Fleet, row: Mapping[str, Any]) -> bool:
+    """Return whether messages of the organization have waited until now."""
+    ends = [one["at_ms"] for one in fleet.progress if one["stream"] == row["stream"]]
+    return bool(ends) and row["until_ms"] > max(ends) - DELAYED_SECONDS * 1000
+
+
 def _customers(fleet: Fleet) -> str:
     note = "Those with silent daemons or replicas that are not healthy come first."
     note += _limited(fleet.customers, fleet.counts[0]["organizations"])
@@ -396,14 +432,14 @@ def _versions(fleet: Fleet) -> str:
     agents = [
         _cell(row["daemon"], "whole")
         + _cell(row["version"] or "0.1.0 or not stated", "whole")
-        + _numbers(_count(row["daemons"]), _count(row["configurations"]))
+        + _numbers(_count(row["daemons"]))
         for row in fleet.versions
     ]
     servers = [
         _cell(row["version"] or "not reported", "whole") + _numbers(_count(row["replicas"]))
         for row in fleet.servers
     ]
-    both = _table(("daemon", "version", "#daemons", "#configurations"), agents, tall=True)
+    both = _table(("daemon", "version", "#daemons"), agents, tall=True)
     both += _table(("ClickHouse", "#replicas"), servers, tall=True)
     return _section("versions", SECTIONS["versions"], note, f'<div class="cards">{both}</div>')
 

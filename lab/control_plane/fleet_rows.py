@@ -17,6 +17,7 @@ from lab.fakes.billing import ReplicaHistory
 HOURS = 0.5
 END_MS = START_MS + int(HOURS * 3_600_000)
 MINUTES = 25  # of usage
+DELAYED_MS = START_MS + 4 * 60_000  # before the last message of every silent replica
 SILENT_EVERY, LETTERS_EVERY, HOLE_EVERY, UNBILLED_EVERY = 97, 61, 53, 41  # replicas
 
 
@@ -93,6 +94,20 @@ def usage_line(record: UsageRecord) -> bytes:
     )
 
 
+def delayed_line(replicas: int) -> bytes:
+    """Return the progress of an organization whose state messages had waited until DELAYED_MS."""
+    return msgspec.json.encode(
+        {
+            "stream": "state",
+            "consumer": "a",
+            "at": rfc3339(DELAYED_MS),
+            "steady_since": rfc3339(DELAYED_MS),
+            "redelivery_seconds": 30,
+            "organization_id": f"org-{min(1, (replicas - 1) // 100)}",
+        }
+    )
+
+
 async def store_fleet(store: Store, replicas: int, *, seed: int = 7) -> None:
     """Insert a fleet as it is at END_MS. Without replicas, only reception has begun."""
     progress = [
@@ -108,6 +123,7 @@ async def store_fleet(store: Store, replicas: int, *, seed: int = 7) -> None:
     await insert_rows(store, "byoc_progress", map(msgspec.json.encode, progress))
     if not replicas:
         return
+    await insert_rows(store, "byoc_progress", [delayed_line(replicas)])
     await insert_rows(store, "byoc_state", [row.line for row in state_rows(replicas, seed)])
     await insert_rows(store, "byoc_alerts", [row.line for row in alert_rows(replicas)])
     await insert_rows(store, "byoc_usage", map(usage_line, usage_records(replicas)))

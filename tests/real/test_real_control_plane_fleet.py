@@ -25,7 +25,7 @@ from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
 from lab.control_plane import pictures
 from lab.control_plane.chdb_http import serving_chdb
-from lab.control_plane.fleet_rows import END_MS, store_fleet
+from lab.control_plane.fleet_rows import DELAYED_MS, END_MS, store_fleet
 from lab.control_plane.page import run as measure_page
 from lab.control_plane.processes import ROOT, plane_environment
 from lab.dashboard.queries import View, fill_query
@@ -78,6 +78,8 @@ async def test_the_page_has_the_figures_of_the_fleet(full: _Direct) -> None:
     assert sorted(row["replicas"] for row in found.customers) == [100, 100, 100]
     assert len(found.replicas) == MAX_ROWS
     assert {row["replica"] for row in found.replicas[: len(silent)]} == {f"r-{n}" for n in silent}
+    late = {"organization_id": "org-1", "stream": "state", "until_ms": DELAYED_MS}
+    assert found.delayed == [late]
     versions = {(row["daemon"], row["version"]): row["daemons"] for row in found.versions}
     assert versions["state-exporter", "0.2.1"] == len(range(0, REPLICAS, 7))
     assert sum(n for (daemon, _), n in versions.items() if daemon == "alert-forwarder") == 100
@@ -99,11 +101,12 @@ async def test_the_page_has_the_figures_of_the_fleet(full: _Direct) -> None:
 async def test_the_page_of_an_organization_has_its_own_rows_only(full: _Direct) -> None:
     found = await read(full, "org-1")
     assert found.counts[0]["replicas"] == 100
-    for name in ("customers", "silent", "replicas", "incomplete"):
+    for name in ("customers", "silent", "delayed", "replicas", "incomplete"):
         assert {row["organization_id"] for row in getattr(found, name)} == {"org-1"}, name
     assert sum(row["daemons"] for row in found.versions) < sum(
         row["daemons"] for row in (await read(full)).versions
     )
+    assert (await read(full, "org-2")).delayed == []
     assert (await read(full, "nobody")).counts[0]["replicas"] == 0
 
 
@@ -171,6 +174,9 @@ async def test_the_dashboard_has_the_figures_of_the_page(full: _Direct) -> None:
     assert await ask("Not healthy") == [{"unhealthy": counts["replicas"] - counts["healthy"]}]
     assert await ask("Silent") == [{"silent": counts["silent"]}]
     assert await ask("Dead letters") == [{"letters": counts["dead_letters"]}]
+    assert [
+        row["messages_of"] for row in await ask("Reception") if row["messages_of"] != "all"
+    ] == [row["organization_id"] for row in page.delayed]
     assert len(await ask("Fleet")) == counts["replicas"]
     assert [row["missing"] for row in await ask("Missing usage records")] == [
         row["missing"] for row in page.gaps
@@ -357,7 +363,7 @@ async def test_the_page_can_be_read_and_loads_nothing_else(
     async with serving(engine) as url:
         await browser.look(1440, 900, scheme)
         await browser.open(url)
-        assert await browser.evaluate("document.querySelectorAll('section').length") == 8
+        assert await browser.evaluate("document.querySelectorAll('section').length") == 9
         assert await browser.evaluate("document.querySelectorAll('#replicas tbody tr').length") == (
             MAX_ROWS
         )
@@ -369,7 +375,7 @@ async def test_the_page_can_be_read_and_loads_nothing_else(
         assert browser.console == []
         assert set(browser.requests) == {url}
         await browser.open(f"{url}?organization=org-1")
-        assert await browser.evaluate("document.querySelectorAll('section').length") == 7
+        assert await browser.evaluate("document.querySelectorAll('section').length") == 8
         assert await browser.evaluate(BLOCKED) == "img-src"
 
 

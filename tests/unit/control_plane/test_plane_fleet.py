@@ -229,8 +229,8 @@ def hostile(**numbers: Any) -> list[dict[str, Any]]:
         *("services", "replicas", "unhealthy", "silent", "backlog_records", "unbilled"),
         *("silent_seconds", "allowed_seconds", "seen_ms", "healthy", "dead_letters", "class"),
         *("billed_until_ms", "state_exporter_seen_ms", "alert_forwarder_seen_ms", "daemons"),
-        *("configurations", "usage_records", "missing", "uncovered", "gaps", "messages"),
-        *("state_delay", "alert_delay", "complete", "at_ms", "steady_ms"),
+        *("usage_records", "missing", "uncovered", "gaps", "messages"),
+        *("state_delay", "alert_delay", "complete", "at_ms", "steady_ms", "until_ms"),
         *("since_ms", "sent_ms", "opened_ms", "ends_ms", "queries", "rows_read", "ended"),
     )
     lists = {"reasons": [ATTACK], "silent_daemons": [ATTACK]}
@@ -240,7 +240,7 @@ def hostile(**numbers: Any) -> list[dict[str, Any]]:
 def test_every_text_is_escaped() -> None:
     tables = (
         *("progress", "customers", "silent", "replicas", "versions", "servers", "ages"),
-        *("gaps", "incomplete", "slo"),
+        *("gaps", "incomplete", "slo", "delayed"),
     )
     text = render_fleet(fleet(organization=ATTACK, **{name: hostile() for name in tables}))
     text += render_fleet(fleet(customers=hostile()))
@@ -297,6 +297,36 @@ def test_the_verdict_names_each_problem() -> None:
     assert good in text
     assert bad in text
     assert '<span class="badge open">behind</span>' in text
+
+
+@pytest.mark.parametrize(
+    ("stream", "ago_ms", "badge"),
+    [
+        ("state", 59_000, "open"),
+        ("state", 60_000, "ok"),
+        ("alerts", 60_000, "open"),  # this stream is received up to 5 seconds ago only
+        ("alerts", 65_000, "ok"),
+    ],
+)
+def test_an_organization_is_delayed_up_to_a_minute_before_the_progress_of_its_stream(
+    stream: str, ago_ms: int, badge: str
+) -> None:
+    progress = [
+        {"stream": "state", "at_ms": START_MS, "steady_ms": 0},
+        {"stream": "alerts", "at_ms": START_MS - 5_000, "steady_ms": 0},
+    ]
+    late = {"organization_id": "org-1", "stream": stream, "until_ms": START_MS - ago_ms}
+    text = render_fleet(fleet(progress=progress, delayed=[late, late]))
+    section = text.partition('<section id="delayed">')[2].partition("</section>")[0]
+    status = "delayed" if badge == "open" else "ended"
+    assert f'<span class="badge {badge}">{status}</span>' in section
+    assert '<a href="?organization=org-1">org-1</a>' in section
+    problem = "messages of 1 organization delayed; silence there is not judged meanwhile"
+    assert (problem in text) == (badge == "open")
+
+
+def test_without_a_delayed_organization_the_page_says_so() -> None:
+    assert "No organization&#x27;s messages were delayed." in render_fleet(fleet())
 
 
 @pytest.mark.parametrize(("healthy", "badge"), [(1, "ok"), (0, "failed")])
