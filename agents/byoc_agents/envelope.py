@@ -96,6 +96,11 @@ def open_envelope(
     return Verified(payload, envelope.payload_type, tuple(distinct.values()))
 
 
+def read_unverified(raw: bytes) -> bytes:
+    """Return the payload, which nobody may have signed. Raises EnvelopeError."""
+    return _decode(raw)[1]
+
+
 def sign(
     payload_type: str, payload: bytes, keys: Sequence[tuple[str, "Ed25519PrivateKey"]]
 ) -> bytes:
