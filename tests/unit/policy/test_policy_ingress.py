@@ -519,8 +519,8 @@ def places(value: object, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 
 
 def replaced(place: tuple[Any, ...], value: object) -> Documents:
-    documents = json.loads(json.dumps(accepted()))  # no two of them share an object
-    at = documents
+    documents: Documents = json.loads(json.dumps(accepted()))  # no two of them share an object
+    at: Any = documents
     for key in place[:-1]:
         at = at[key]
     at[place[-1]] = value
