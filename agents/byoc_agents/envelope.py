@@ -6,6 +6,7 @@ key has verified it. Several keys may sign the same bytes: a threshold counts di
 
 import base64
 import binascii
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -95,6 +96,11 @@ def open_envelope(
     return Verified(payload, envelope.payload_type, tuple(distinct.values()))
 
 
+def read_unverified(raw: bytes) -> bytes:
+    """Return the payload, which nobody may have signed. Raises EnvelopeError."""
+    return _decode(raw)[1]
+
+
 def sign(
     payload_type: str, payload: bytes, keys: Sequence[tuple[str, "Ed25519PrivateKey"]]
 ) -> bytes:
@@ -112,12 +118,20 @@ def _decode(raw: bytes) -> tuple[Envelope, bytes]:
         raise EnvelopeError("too_large", f"expected at most {MAX_ENVELOPE_BYTES} bytes")
     try:
         envelope = msgspec.json.decode(raw, type=Envelope)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        json.loads(raw, object_pairs_hook=_refuse_repeated)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise EnvelopeError("not_an_envelope", "expected a DSSE envelope in JSON") from None
     payload = _decode_base64(envelope.payload, "the payload")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise EnvelopeError("too_large", f"expected a payload of at most {MAX_PAYLOAD_BYTES} bytes")
     return envelope, payload
+
+
+def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
+    """Refuse a field that is given twice: two readers could verify different payloads."""
+    names = {name for name, _ in pairs}
+    if len(names) != len(pairs):
+        raise EnvelopeError("not_an_envelope", "a field is given twice")
 
 
 def _decode_base64(text: str, part: str) -> bytes:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,6 +21,13 @@ MAX_REGISTRY_BYTES = 16 * 1024**2
 def _store_url(text: str) -> str:
     if not text.startswith(("http://", "https://", "chdb:/")):
         raise ValueError("another scheme")
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:  # its text repeats a part of the URL
+        raise ValueError("malformed") from None
+    if parts.scheme != "chdb" and not parts.hostname:
+        raise ValueError("no host")
     return text
 
 

@@ -87,6 +87,7 @@ def values(mode: str = "relay", login_server: str = f"http://{CONTROL}:443") -> 
     """Return the chart's values for these namespaces, on top of the set `tailnet` in `ci`."""
     given: dict[str, Any] = yaml.safe_load((render.CHART / "ci/tailnet-values.yaml").read_text())
     given["networkPolicy"]["wide"] = mode == "direct"
+    given["allowInsecureEndpoints"] = True  # the control server of the tests speaks plain http
     given["tailnet"] |= {
         "mode": mode,
         "cidrs": [] if mode == "direct" else ["203.0.113.0/24"],

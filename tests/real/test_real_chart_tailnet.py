@@ -273,6 +273,12 @@ REFUSED = {
         "clickhouse": {"replicas": {"a.b": "169.254.169.254"}}
     },
     "tailnet.scalerServiceAccount: default is": {"scalerServiceAccount": "default"},
+    "tailnet.loginServer: http://head.example.com:8080 is plain http": {
+        "loginServer": "http://head.example.com:8080"
+    },
+    "tailnet.loginServer: http://127.0.0.1.example.com is plain http": {
+        "loginServer": "http://127.0.0.1.example.com"
+    },
     "hostname: metrics-svc-1 is another endpoint's": {"clickhouse": {"hostname": "metrics-svc-1"}},
     "mode": {"mode": "exit-node"},
     "image": {"image": "tailscale/tailscale:latest"},
@@ -305,6 +311,24 @@ def test_settings_that_cannot_work_are_refused(
     done = render.run(helm.VERSIONS[0], "template", "x", *where)
     assert done.returncode != 0
     assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("tailnet.loginServer=https://head.example.com",),
+        ("tailnet.loginServer=http://127.0.0.1:8080",),
+        ("tailnet.loginServer=http://localhost:8080",),
+        ("tailnet.loginServer=http://head.example.com", "allowInsecureEndpoints=true"),
+    ],
+)
+def test_a_coordination_server_over_https_or_for_a_trial_is_accepted(
+    flags: tuple[str, ...],
+) -> None:
+    given = pod("metrics", *(part for flag in flags for part in ("--set", flag)))
+    env = {one["name"]: one.get("value") for one in given["containers"][0]["env"]}
+    url = flags[0].partition("=")[2]
+    assert env["TS_EXTRA_ARGS"].startswith(f"--login-server={url} ")
 
 
 def test_both_families_and_ipv6_are_written_as_nginx_and_go_want_them() -> None:

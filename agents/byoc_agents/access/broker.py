@@ -351,6 +351,7 @@ class Broker:
         await self._read_controls()
         if self._controls.has_due():
             await self._state_controls()
+        await self._end_overdue()
         await self._take_orders()
         for grant in list(self._active.values()):
             await self._apply_due(grant.id)
@@ -468,6 +469,17 @@ class Broker:
         )
 
     # Changes of a grant.
+
+    async def _end_overdue(self) -> None:
+        """End the grants whose answer or opening is too late, before an order can change them.
+
+        An order that is read later must not count as in time. And after a crash between the line
+        of such an end and the store, the grant ends again in the same state.
+        """
+        for grant in self.grants:
+            due = find_due(grant, self._now(), self._conditions(grant))
+            if due is not None and due.cause in {Cause.NOT_ANSWERED, Cause.NOT_OPENED}:
+                await self._apply(grant, due.cause, due.reason)
 
     async def _apply_due(self, grant_id: str) -> None:
         grant = self._active.get(grant_id)

@@ -2,7 +2,7 @@
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -24,10 +24,30 @@ def _servers(text: str) -> dict[str, str]:
     return parse_servers(text, "")
 
 
+def _split_url(text: str) -> SplitResult:
+    """Return the parts of a URL. Raises ValueError without any text of it."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("malformed") from None
+    return parts
+
+
 def _events_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} and not text.startswith("file:///"):
-        raise ValueError("not an https or file URL")
+    if text.startswith("file:///"):
+        return text
+    return _http_url(text, "not an https or file URL")
+
+
+def _requests_url(text: str) -> str:
+    return _http_url(text, "not an https URL")
+
+
+def _http_url(text: str, problem: str) -> str:
+    parts = _split_url(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(problem)
     return text
 
 
@@ -45,8 +65,13 @@ def _tailnet(text: str) -> dict[str, str]:
 
 
 def _kubernetes_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or parts.path not in {"", "/"} or parts.query:
+    parts = _split_url(text)
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or parts.path not in {"", "/"}
+        or parts.query
+    ):
         raise ValueError("expected https://host[:port]")
     return text
 
@@ -86,6 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             "BYOC_ACCESS_REQUESTS_URL",
             "https://host[:port]/path to poll for requests; empty = requests are files only",
+            parse=_requests_url,
         ),
     ] = ""
     token: Annotated[

@@ -63,9 +63,9 @@ from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
 from byoc_agents.envelope import (
     KEY_BYTES,
     MAX_ENVELOPE_BYTES,
-    Envelope,
     VerifyingKey,
     open_envelope,
+    read_unverified,
     sign,
 )
 from byoc_agents.errors import EnvelopeError, SpoolError
@@ -561,8 +561,7 @@ def _sign(options: argparse.Namespace) -> int:
     if not isinstance(key, Ed25519PrivateKey):
         raise BadUsageError(f"{options.key}: expected an Ed25519 private key in PEM, no password")
     try:
-        envelope = msgspec.json.decode(_read(options.file, MAX_ENVELOPE_BYTES), type=Envelope)
-        payload = base64.b64decode(envelope.payload)
+        payload = read_unverified(_read(options.file, MAX_ENVELOPE_BYTES))
         approval = msgspec.convert(
             {
                 "id": msgspec.json.decode(payload)["id"],
@@ -576,7 +575,9 @@ def _sign(options: argparse.Namespace) -> int:
             },
             Approval,
         )
-    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        *(EnvelopeError, msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError),
+    ) as error:
         raise BadUsageError(f"{options.file}: {error}: expected the request of `show ID`") from None
     _write(sign(APPROVAL, msgspec.json.encode(approval), [(options.key_id, key)]).decode())
     return 0

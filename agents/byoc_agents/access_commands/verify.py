@@ -5,7 +5,6 @@ outside, or, if none are given, from the policy in the evidence. An anchor, the 
 ledger line that was kept elsewhere, confirms all lines before it.
 """
 
-import base64
 import datetime as dt
 import itertools
 import json
@@ -39,7 +38,7 @@ from byoc_agents.access_commands.steps import (
     find_summary_problems,
 )
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.envelope import Envelope, VerifyingKey, open_envelope
+from byoc_agents.envelope import VerifyingKey, open_envelope, read_unverified
 from byoc_agents.errors import EnvelopeError, Reason
 from byoc_agents.ledger.format import (
     MAX_TEXT,
@@ -97,7 +96,7 @@ def verify_evidence(
     verdict.problems += check.find_broken_chain(anchors)
     try:
         check.read_request()
-    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError, DocumentError) as error:
+    except (EnvelopeError, DocumentError, ValueError, RecursionError) as error:
         verdict.problems.append(f"request.dsse.json: not a request: {error}")
         return verdict
     check.run()
@@ -107,7 +106,7 @@ def verify_evidence(
 def _find_changed_files(files: Mapping[str, bytes]) -> Iterator[str]:
     """Compare every file with SHA256SUMS."""
     listed: dict[str, str] = {}
-    for number, line in enumerate(files.get(SUMS, b"").decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(_lines_of(files, SUMS), 1):
         if found := SUM.fullmatch(line):
             listed[found[2]] = found[1]
         else:
@@ -122,8 +121,14 @@ def _find_changed_files(files: Mapping[str, bytes]) -> Iterator[str]:
             yield f"{name}: the file was changed: not the digest of {SUMS}"
     for name in sorted(files.keys() - listed.keys() - {SUMS}):
         yield f"{name}: not listed in {SUMS}"
-    for line in files.get(MISSING, b"").decode(errors="replace").splitlines():
+    for line in _lines_of(files, MISSING):
         yield f"was not found when the evidence was written: {line}"
+
+
+def _lines_of(files: Mapping[str, bytes], name: str) -> list[str]:
+    """Return the lines as `sha256sum` reads them: only a line feed ends one."""
+    text = files.get(name, b"").decode(errors="replace")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 class _EvidenceCheck:
@@ -177,8 +182,7 @@ class _EvidenceCheck:
 
     def read_request(self) -> None:
         """Read the request, and the facts about it. Raises ValueError and more."""
-        envelope = msgspec.json.decode(self._files.get("request.dsse.json", b""), type=Envelope)
-        self._payload = base64.b64decode(envelope.payload)
+        self._payload = read_unverified(self._files.get("request.dsse.json", b""))
         document = parse_document(REQUEST, self._payload)
         assert isinstance(document, AccessRequest)  # noqa: S101  the type of REQUEST
         self._request = document
@@ -464,7 +468,8 @@ class _EvidenceCheck:
     def _count_rows(self, replica: str, fact: FactLine, kind: str, row: str, count: str) -> None:
         """Compare the number of rows of one kind with the count in the ledger."""
         name, stated = f"{replica}-{kind}.jsonl", fact.detail.get(count, "")
-        lines = self._files.get(name, b"").splitlines()
+        content = self._files.get(name, b"")
+        lines = content.removesuffix(b"\n").split(b"\n") if content else []
         try:
             rows = [msgspec.json.decode(line, type=_CollectedRow) for line in lines]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -68,7 +68,7 @@ def parse_heads(text: str) -> KeptHeads:
     """
     heads: list[KeptHead] = []
     anchors: list[LinePosition] = []
-    lines = text.splitlines()
+    lines = text.replace("\r\n", "\n").split("\n")  # no other character ends a line of a note
     at = 0
     while at < len(lines):
         line = lines[at]
@@ -188,7 +188,7 @@ def is_signed(head: KeptHead, key: "Ed25519PublicKey") -> bool:
 
     text, found, signatures = head.note.rpartition("\n\n")
     expected = key_hash(head.name, key.public_bytes_raw())
-    for line in signatures.splitlines() if found else ():
+    for line in signatures.split("\n") if found else ():
         match = SIGNATURE.fullmatch(line)
         try:
             raw = base64.b64decode(match[2], validate=True) if match else b""

@@ -1,8 +1,8 @@
 """Compares a manifest with the table, by meaning and not by spelling.
 
 Ignored: order, comments, labels, annotations and what a cluster adds to metadata, status; a list of
-one is the same as the one; numbers and booleans are the same as their text. `iam` compares the
-documents of AWS.
+one is the same as the one; numbers and booleans are the same as their text; an expression `key In
+[value]` is the same as the label. `iam` compares the documents of AWS.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,8 @@ def differences(wanted: Any, given: Any) -> list[PolicyFinding]:
 def canonical(value: Any) -> Any:
     """Return the value in its canonical spelling."""
     if isinstance(value, Mapping):
-        known = {str(k): canonical(v) for k, v in value.items() if v is not None}
+        spelled = _name_labels(value)
+        known = {str(k): canonical(v) for k, v in spelled.items() if v is not None}
         if isinstance(value.get("port"), int):  # Kubernetes uses TCP if there is no protocol
             known.setdefault("protocol", "TCP")
         return {key: known[key] for key in sorted(known)}
@@ -44,6 +45,26 @@ def canonical(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else str(value)
+
+
+def _name_labels(selector: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a selector with each `key In [value]` of its expressions as a label."""
+    expressions, labels = selector.get("matchExpressions"), selector.get("matchLabels")
+    labels = {} if labels is None else labels
+    if not isinstance(expressions, list) or not isinstance(labels, Mapping):
+        return selector
+    named, rest = dict(labels), []
+    for one in expressions:
+        match one:
+            case {"key": str(key), "operator": "In", "values": [str(value)], **more} if (
+                not more and named.get(key, value) == value
+            ):
+                named[key] = value
+            case _:
+                rest.append(one)
+    others = {k: v for k, v in selector.items() if k not in {"matchExpressions", "matchLabels"}}
+    found = {"matchLabels": named, "matchExpressions": rest}
+    return others | {name: one for name, one in found.items() if one}
 
 
 def _bare(document: Any) -> Any:

@@ -34,6 +34,21 @@ WRAPPERS = (
 )
 _TOKEN = re.compile(r"\$\{([^}]*)\}|(.)", re.DOTALL)
 _OPERATOR = re.compile(r"(?:(ForAllValues|ForAnyValue):)?(\w+?)(IfExists)?", re.IGNORECASE)
+_QUANTIFIERS = {name.lower(): name for name in ("ForAllValues", "ForAnyValue")}
+_OPERATORS = {
+    name.lower(): name
+    for name in (
+        *("StringEquals", "StringNotEquals", "StringEqualsIgnoreCase"),
+        *("StringNotEqualsIgnoreCase", "StringLike", "StringNotLike"),
+        *("ArnEquals", "ArnNotEquals", "ArnLike", "ArnNotLike", "Bool", "Null", "BinaryEquals"),
+        *(f"Numeric{how}" for how in ("Equals", "NotEquals", "LessThan", "LessThanEquals")),
+        *(f"Numeric{how}" for how in ("GreaterThan", "GreaterThanEquals")),
+        *(f"Date{how}" for how in ("Equals", "NotEquals", "LessThan", "LessThanEquals")),
+        *(f"Date{how}" for how in ("GreaterThan", "GreaterThanEquals")),
+        *("IpAddress", "NotIpAddress"),
+    )
+}
+"""In lower case -> as the IAM user guide writes them; IAM ignores the case."""
 _ACCOUNT = re.compile(r"arn:[\w-]+:iam::(\d{12}):root")
 TRAPS = {
     "ForAllValues": "ForAllValues is also true if the request does not have the key",
@@ -259,7 +274,16 @@ def _same_operator(one: Condition, other: Condition) -> bool:
     arn = {"ArnEquals", "ArnLike"}, {"ArnNotEquals", "ArnNotLike"}  # IAM: they behave identically
     if pair[0] == pair[1] or any(set(pair) <= both for both in arn):
         return True
+    if pair == ("StringLike", "StringEquals"):
+        return not any(_is_pattern(value) for value in one.values)
+    if pair == ("StringNotEquals", "StringNotLike"):
+        return not any(_is_pattern(value) for value in other.values)
     return pair in {("StringEquals", "StringLike"), ("StringNotLike", "StringNotEquals")}
+
+
+def _is_pattern(value: str) -> bool:
+    """Return whether a text may mean another one to StringLike than to StringEquals."""
+    return any(character in value for character in "*?$")
 
 
 def _is_covered(value: str, patterns: Iterable[str], condition: Condition) -> bool:
@@ -337,9 +361,12 @@ def _conditions(given: object) -> Iterable[Condition]:
         if not parsed or not isinstance(tests, Mapping):
             raise ValueError(f"has a malformed condition {operator}")
         for key, values in tests.items():
-            texts = tuple(sorted(_texts(values)))
-            quantifier, plain, if_exists = parsed[1] or "", parsed[2], bool(parsed[3])
-            yield Condition(quantifier, plain, if_exists, str(key), texts)
+            quantifier = _QUANTIFIERS.get((parsed[1] or "").lower(), "")
+            plain = _OPERATORS.get(parsed[2].lower(), parsed[2])
+            texts = sorted(_texts(values))
+            if plain in {"Bool", "Null"}:  # their values are true and false, in any case
+                texts = [text.lower() for text in texts]
+            yield Condition(quantifier, plain, bool(parsed[3]), str(key), tuple(texts))
 
 
 def _texts(given: object) -> list[str]:

@@ -6,7 +6,7 @@ AuthorizationPolicy on the gateway's pods. Every object of an unknown kind is a 
 was accepted by its name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -32,6 +32,7 @@ _LB_NOTES = frozenset(
 )
 """Annotations of a load balancer that do not change who may connect."""
 _SERVICE_NOTES = ("service.beta.kubernetes.io/", "service.kubernetes.io/")
+_SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer")
 _NLB_CLASS = "service.k8s.aws/nlb"
 _CIPHERS = ("ECDHE-ECDSA-", "ECDHE-RSA-")
 _KNOWN: Mapping[str, frozenset[str]] = {
@@ -69,7 +70,7 @@ def judge(given: Sequence[object], accepted: frozenset[str] = frozenset()) -> li
 
     `accepted` has the objects of unknown kinds, KIND/NAME, that somebody else has judged.
     """
-    known = [one for one in given if isinstance(one, Mapping)]
+    known = [one for one in map(_drop_nulls, given) if isinstance(one, Mapping)]
     services = [one for one in known if _is(one, "", "Service")]
     gateways = [one for one in known if _is(one, _ISTIO, "Gateway")]
     certificates = [one for one in known if _is(one, _CERTIFICATES, "Certificate")]
@@ -100,7 +101,7 @@ def _judge_service(
         yield PolicyFinding(f"{where}.spec.externalIPs", "opens node addresses", "none")
     if spec.get("type") == "NodePort":
         yield PolicyFinding(f"{where}.spec.type", "NodePort", "LoadBalancer with an IP filter")
-    elif spec.get("type", "ClusterIP") not in {"ClusterIP", "ExternalName", "LoadBalancer"}:
+    elif not _among(spec.get("type", "ClusterIP"), _SERVICE_TYPES):
         yield PolicyFinding(f"{where}.spec.type", str(spec.get("type")), "ClusterIP")
     if _balanced(service):
         yield from _judge_balancer(where, service)
@@ -109,7 +110,7 @@ def _judge_service(
 
 def _judge_balancer(where: str, service: KubernetesObject) -> Iterator[PolicyFinding]:
     notes, spec = _annotations(service), _map(service.get("spec"))
-    if notes.get(f"{_LB}type") not in {"external", "nlb-ip"}:
+    if not _among(notes.get(f"{_LB}type"), ("external", "nlb-ip")):
         yield PolicyFinding(f"{where} {_LB}type", "missing", "external, a network load balancer")
     scheme = _scheme(service)
     if scheme not in {"internal", "internet-facing"}:
@@ -144,10 +145,10 @@ def _judge_targets(
         yield PolicyFinding(where, "leads to no Gateway", "an Istio Gateway in the same file")
     for number, port in enumerate(map(_map, _list(spec.get("ports")))):
         place = f"{where}.spec.ports[{number}]"
-        if port.get("port") not in PORTS:
+        if not _among(port.get("port"), PORTS):
             yield PolicyFinding(place, f"opens {port.get('port')}", _ports())
         target = port.get("targetPort")
-        if target is not None and target not in PORTS:
+        if target is not None and not _among(target, PORTS):
             yield PolicyFinding(f"{place}.targetPort", f"leads to {target}", _ports())
         if port.get("protocol", "TCP") != "TCP":
             yield PolicyFinding(f"{place}.protocol", str(port["protocol"]), "TCP")
@@ -168,20 +169,20 @@ def _judge_gateway(
     for number, server in enumerate(map(_map, _list(spec.get("servers")))):
         place = f"{where}.spec.servers[{number}]"
         port, tls = _map(server.get("port")), _map(server.get("tls"))
-        if port.get("number") not in PORTS:
+        if not _among(port.get("number"), PORTS):
             yield PolicyFinding(f"{place}.port.number", f"opens {port.get('number')}", _ports())
         hosts = [str(host).rpartition("/")[2] for host in _list(server.get("hosts"))]
         if not hosts or any(host == "*" or _is_wide(host) for host in hosts):
             yield PolicyFinding(f"{place}.hosts", "accepts every name", "the names of the service")
         mode = tls.get("mode")
         wanted = {"TLS"} if mode == "PASSTHROUGH" else {"TLS", "HTTPS"}
-        if port.get("protocol") not in wanted:
+        if not _among(port.get("protocol"), wanted):
             yield PolicyFinding(
                 f"{place}.port.protocol", str(port.get("protocol")), " or ".join(sorted(wanted))
             )
         if mode == "PASSTHROUGH":
             continue  # ClickHouse has the certificate
-        if mode not in {"SIMPLE", "MUTUAL"}:
+        if not _among(mode, ("SIMPLE", "MUTUAL")):
             yield PolicyFinding(
                 f"{place}.tls.mode", str(mode or "no TLS"), "SIMPLE, MUTUAL or PASSTHROUGH"
             )
@@ -267,7 +268,7 @@ def _judge_policy(policy: KubernetesObject) -> Iterator[PolicyFinding]:
     """Judge what a policy allows, also one of other pods: it may apply to the gateway's too."""
     where, spec = _name(policy), _map(policy.get("spec"))
     action = spec.get("action", "ALLOW")
-    if action not in {"ALLOW", "DENY", "AUDIT"}:
+    if not _among(action, ("ALLOW", "DENY", "AUDIT")):
         yield PolicyFinding(f"{where}.spec.action", f"{action} is not judged", "ALLOW or DENY")
     if action == "ALLOW":
         for number, rule in enumerate(_list(spec.get("rules"))):
@@ -320,15 +321,15 @@ def _judge_other(
     document: KubernetesObject, accepted: frozenset[str], *, private: bool
 ) -> Iterator[PolicyFinding]:
     where, kind = _name(document), document.get("kind")
-    if kind not in _KNOWN.get(_group(document), frozenset()) and where not in accepted:
+    if not _among(kind, _KNOWN.get(_group(document), ())) and where not in accepted:
         yield PolicyFinding(
             where,
             f"{document.get('apiVersion')} is not judged",
             "a known kind, or --accept KIND/NAME",
         )
-    if kind not in {"ConfigMap", "Secret", "CustomResourceDefinition"}:
+    if not _among(kind, ("ConfigMap", "Secret", "CustomResourceDefinition")):
         yield from _judge_fields(where, document)
-    if private and kind in {"Issuer", "ClusterIssuer"}:
+    if private and _among(kind, ("Issuer", "ClusterIssuer")):
         solvers = _list(_map(_map(document.get("spec")).get("acme")).get("solvers"))
         if any("http01" in _map(solver) for solver in solvers):
             yield PolicyFinding(
@@ -389,6 +390,18 @@ def _group(document: KubernetesObject) -> str:
 
 def _name(document: KubernetesObject) -> str:
     return f"{document.get('kind')}/{_map(document.get('metadata')).get('name')}"
+
+
+def _among(value: object, known: Collection[object]) -> bool:
+    """Return whether a value is one of the known ones; a list or a mapping is none of them."""
+    return value in list(known)
+
+
+def _drop_nulls(value: object) -> object:
+    """Return a value without the fields that are null: Kubernetes takes them as not there."""
+    if isinstance(value, Mapping):
+        return {key: _drop_nulls(one) for key, one in value.items() if one is not None}
+    return [_drop_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _map(value: object) -> KubernetesObject:

@@ -164,6 +164,7 @@ http {
 {{- if not $t.dns -}}{{- $wrong = append $wrong "tailnet.dns: is required: the addresses of the nodes' resolver, which these pods ask instead of the cluster's" -}}{{- end -}}
 {{- if not $v.networkPolicy.enabled -}}{{- $wrong = append $wrong "networkPolicy.enabled: is required by tailnet.enabled: without a policy the pods reach the whole cluster" -}}{{- end -}}
 {{- if $v.httpsProxy -}}{{- $wrong = append $wrong "tailnet.enabled: does not use httpsProxy; expected a route to the coordination server and the relays, and no httpsProxy" -}}{{- end -}}
+{{- if and (hasPrefix "http:" $t.loginServer) (not $v.allowInsecureEndpoints) (not (regexMatch "^http://(127(\\.[0-9]{1,3}){3}|localhost|\\[::1\\])(:[0-9]+)?$" $t.loginServer)) -}}{{- $wrong = append $wrong (printf "tailnet.loginServer: %s is plain http; expected https (allowInsecureEndpoints permits it for trials)" $t.loginServer) -}}{{- end -}}
 {{- if not $v.networkPolicy.wide -}}
 {{- range $name, $cidrs := dict "tailnet.cidrs" $t.cidrs "tailnet.dns" $t.dns "tailnet.kubernetes.cidrs" $t.kubernetes.cidrs -}}
 {{- range $cidrs -}}{{- if include "byoc-agents.isWide" . -}}{{- $wrong = append $wrong (printf "%s: %s is wider than /8 (IPv6: /24, or /104 if it embeds IPv4), or within 0.0.0.0/8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}

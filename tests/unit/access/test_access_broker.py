@@ -19,8 +19,8 @@ from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.control_facts import BURST_FACTS, CONFLICT, REFILL_SECONDS
 from byoc_agents.access.documents import sha256, utc_text
 from byoc_agents.access.events import message_of
-from byoc_agents.access.machine import State
-from byoc_agents.access.orders import Approve, Deny, Forget, Revoke, Submit
+from byoc_agents.access.machine import ENDS, State
+from byoc_agents.access.orders import Approve, Deny, Forget, Order, Revoke, Submit
 from byoc_agents.durable.spool import Spool
 from byoc_agents.envelope import MAX_ENVELOPE_BYTES
 from byoc_agents.errors import SpoolUnusableError
@@ -1147,3 +1147,54 @@ async def test_leases_need_a_control_plane_that_is_polled(tmp_path: Path) -> Non
         harness.write_policy(leases=True)
         await harness.passes(1, 2)
         assert (await harness.stored()).reason == "contact_lost: no control plane is polled"
+
+
+# Orders that come too late.
+
+LATE = {
+    "revoke": Revoke(id=GRANT_ID),
+    "deny": Deny(id=GRANT_ID, by="anna", comment="no"),
+    "approve": Approve(id=GRANT_ID, by="anna"),
+}
+
+
+class CrashError(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("order", LATE.values(), ids=LATE)
+@pytest.mark.parametrize("approved", [False, True], ids=["pending", "approved"])
+async def test_a_crash_before_the_end_is_stored_leaves_one_end_whatever_is_ordered(
+    tmp_path: Path, order: Order, approved: bool
+) -> None:
+    def crash(step: str) -> None:
+        if step == "fact.lapsed":
+            raise CrashError
+
+    harness = Harness(tmp_path)
+    async with harness.running():
+        later = utc_text(START_MS + HOUR_MS)
+        await harness.order(Submit(envelope=request_envelope(not_before=later)))
+        if approved:
+            await harness.order(Approve(id=GRANT_ID, by="anna"))
+            harness.kill_file.write_text("on")  # it waits
+        harness.on_step = crash
+        with pytest.raises(CrashError):
+            await harness.passes(5 * 3600)
+    harness.on_step = lambda _: None
+    async with harness.running():
+        await harness.order(order)
+        assert (await harness.stored()).state is State.LAPSED
+    ends = {fact for fact in harness.named() if fact in set(ENDS)}
+    assert ends == {"lapsed"}
+
+
+async def test_an_approval_that_is_read_too_late_does_not_count(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    async with harness.running():
+        await harness.order(Submit(envelope=request_envelope()))
+    await harness.clock.advance(4 * 3600)
+    async with harness.running():
+        await harness.order(Approve(id=GRANT_ID, by="anna"))
+        assert (await harness.stored()).state is State.LAPSED
+    assert "approved" not in harness.named()

@@ -167,3 +167,26 @@ def test_an_envelope_that_securesystemslib_has_signed_is_accepted() -> None:
     envelope.sign(CryptoSigner(VENDOR, strangers_key()))
     raw = json.dumps(envelope.to_dict()).encode()
     assert opened(raw) == (b'{"id":1}', REQUEST, ("vendor-1",))
+
+
+TWICE = {
+    "payload": '"e30="',
+    "payloadType": '"application/x"',
+    "signatures": '[{"sig":"AA=="}]',
+    "sig": '"AA=="',
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("field", TWICE)
+def test_a_field_of_the_envelope_that_is_given_twice_is_refused(field: str, place: str) -> None:
+    """Of two equal keys some readers take the first one, and others the last one."""
+    raw = sign(REQUEST, b'{"a":1}', [("", VENDOR)]).decode()
+    other = f'"{field}":{TWICE[field]}'
+    at = raw.index(f'"{field}":')
+    end = raw.index("}", at) if field == "sig" else len(raw) - 1
+    twice = (
+        f"{raw[:at]}{other},{raw[at:]}" if place == "before" else f"{raw[:end]},{other}{raw[end:]}"
+    )
+    assert json.loads(twice)
+    assert refusal(twice.encode()) == "not_an_envelope: a field is given twice"

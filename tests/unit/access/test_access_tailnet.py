@@ -25,6 +25,7 @@ from byoc_agents.access.tailnet import (
 )
 from byoc_agents.app.run import configure
 from byoc_agents.app.runtime import ClickHouseSettings
+from byoc_agents.app.settings import load
 from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.egress.gate import EgressRefusedError, Gate
 from byoc_agents.errors import ConfigError
@@ -600,3 +601,28 @@ def test_the_table_of_destinations_names_the_setting_and_the_purpose() -> None:
     ]
     assert (row.setting, row.daemon) == ("BYOC_ACCESS_KUBERNETES_URL", "access-broker")
     assert "tailnet" in row.purpose
+
+
+MALFORMED = (
+    "https://hunter1:hunter2@[::1/p?hunter3",
+    "https://hunter1:hunter2@h\u2100x/p?hunter3",
+    "https://hunter1:hunter2@h:99999/p?hunter3",
+    "https://hunter1:hunter2@h:port/p?hunter3",
+    "https:///p?hunter3",
+)
+
+
+@pytest.mark.parametrize("url", MALFORMED)
+@pytest.mark.parametrize("name", ["EVENTS", "REQUESTS", "KUBERNETES"])
+def test_a_malformed_url_is_refused_without_its_user_password_and_query(
+    name: str, url: str
+) -> None:
+    variable = f"BYOC_ACCESS_{name}_URL"
+    needed = {"BYOC_ACCESS_TOKEN": "t" * 20, "BYOC_ACCESS_SIGNING_SECRET": f"whsec_{'A' * 43}="}
+    with pytest.raises(ConfigError) as caught:
+        load([Settings], REQUIRED | needed | {variable: url}, {})
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"{variable}: invalid value '")
+    assert "): expected https://host[:port]" in mistake
+    assert "NFKC" not in mistake
+    assert "hunter" not in mistake

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from byoc_agents.access.authority import create_authority
 from byoc_agents.access.documents import sha256, utc_text
@@ -856,3 +861,41 @@ async def test_the_receipts_of_the_events_are_in_the_evidence(
     found = Found(capsys, pack, *KEYS)
     assert "the vendor has received 1 of 7 events about the grant" in found.notes
     assert any("no later line has their result" in note for note in found.notes)
+
+
+def url_safe(raw: bytes) -> bytes:
+    """Return an envelope in the other alphabet of base64, which DSSE allows as well."""
+    fields = json.loads(raw)
+    assert set("+/") & set(fields["payload"])
+    fields["payload"] = fields["payload"].replace("+", "-").replace("/", "_")
+    return json.dumps(fields).encode()
+
+
+async def test_an_envelope_in_url_safe_base64_is_accepted_as_the_broker_accepts_it(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = request_envelope(engineer={"id": "eng-8841", "name": "\u00ff" * 6})
+    key = harness.directory / "approver.pem"
+    key.write_bytes(APPROVER.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    given = harness.directory / "request.dsse.json"
+    given.write_bytes(url_safe(request))
+    signed = harness.directory / "approval.dsse.json"
+    who = ("--key", str(key), "--key-id", "sec-1", "--by", "anna")
+    capsys.readouterr()
+    assert main(["sign", str(given), *who], {}) == 0
+    signed.write_text(capsys.readouterr().out)
+    await harness.order(Submit(envelope=given.read_bytes()))
+    await harness.order(Approve(id=GRANT_ID, envelope=signed.read_bytes()))
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    assert Found(capsys, write(harness), *KEYS).problems == []
+
+
+@pytest.mark.parametrize("end", ["\v", "\f", "\x1c", "\x85", "\u2028", "\r"])
+async def test_only_a_line_feed_ends_a_line_of_the_sums(
+    end: str, pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sha256sum -c` reads one line here, so the second file would be checked by nobody else."""
+    sums = pack / "SHA256SUMS"
+    sums.write_bytes(sums.read_text().replace("\n", end, 1).encode())
+    assert "SHA256SUMS: line 1 is not a digest and a name" in Found(capsys, pack, *KEYS).problems

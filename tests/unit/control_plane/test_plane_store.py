@@ -6,7 +6,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from byoc_agents.app.settings import load
 from byoc_agents.errors import ConfigError
+from byoc_control_plane.settings import PlaneSettings
 from byoc_control_plane.store import (
     HttpStore,
     RowsRefusedError,
@@ -98,3 +100,24 @@ async def test_the_embedded_store_needs_chdb(
     with pytest.raises(ConfigError, match="BYOC_PLANE_STORE_URL: chdb is not installed"):
         async with open_store(f"chdb:{tmp_path}"):
             pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hunter1:hunter2@[::1/?hunter3",
+        "http://hunter1:hunter2@h\u2100x/?hunter3",
+        "http://hunter1:hunter2@h:port/?hunter3",
+        "http:///?hunter3",
+    ],
+)
+def test_a_malformed_url_of_the_store_is_refused_without_its_user_password_and_query(
+    url: str,
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([PlaneSettings], {"BYOC_PLANE_STORE_URL": url}, {})
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith("BYOC_PLANE_STORE_URL: invalid value '")
+    assert "): expected http[s]://" in mistake
+    assert "NFKC" not in mistake
+    assert "hunter" not in mistake

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from byoc_agents.ledger.format import GENESIS, sha256_hex
-from byoc_agents.ledger.heads import parse_heads
+from byoc_agents.ledger.heads import checkpoint_text, is_signed, parse_heads, sign_note
 from tests.unit.ledger.ledger_fakes import (
     QuickDisk,
     checked,
@@ -283,3 +284,18 @@ def test_a_rotation_of_a_file_that_ended_early_is_no_forgery(tmp_path: Path) -> 
         sends += 5
         assert checked(tmp_path).problems == []
     assert len(files(tmp_path)) > 2
+
+
+@pytest.mark.parametrize("end", ["\v", "\f", "\x1c", "\x85", "\u2028"])
+def test_only_a_line_feed_ends_a_line_of_a_note(end: str) -> None:
+    """The signature covers the bytes: another character must not become a line feed."""
+    key = Ed25519PrivateKey.generate()
+    note = sign_note(
+        checkpoint_text("org/svc/one", 5, b"\0" * 32) + "two\nlines\n", "org/svc/one", key
+    )
+    (head,) = parse_heads(note).heads
+    assert is_signed(head, key.public_key())
+    (changed,) = parse_heads(note.replace("two\nlines", f"two{end}lines")).heads
+    assert not is_signed(changed, key.public_key())
+    (windows,) = parse_heads(note.replace("\n", "\r\n")).heads
+    assert is_signed(windows, key.public_key())

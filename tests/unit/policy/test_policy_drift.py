@@ -32,6 +32,14 @@ def rules(document: Any) -> Any:
     return document["spec"]["egress"]
 
 
+def express_labels(selector: Any, **more: Any) -> None:
+    labels = selector.pop("matchLabels")
+    selector["matchExpressions"] = [
+        {"key": key, "operator": "In", "values": [value]} for key, value in labels.items()
+    ]
+    selector.update(more)
+
+
 SAME: dict[str, tuple[Any, Change]] = {
     "order of rules": (POLICY, lambda d: rules(d).reverse()),
     "order of peers": (POLICY, lambda d: rules(d)[1]["to"].reverse()),
@@ -39,6 +47,11 @@ SAME: dict[str, tuple[Any, Change]] = {
     "labels, annotations": (POLICY, lambda d: d["metadata"].update(labels={"a": "b"})),
     "a status": (POLICY, lambda d: d.update(status={})),
     "TCP left out": (POLICY, lambda d: rules(d)[1]["ports"][0].pop("protocol")),
+    "an expression with one value": (POLICY, lambda d: express_labels(d["spec"]["podSelector"])),
+    "labels and expressions": (
+        POLICY,
+        lambda d: express_labels(rules(d)[0]["to"][0]["podSelector"], matchLabels=None),
+    ),
     "a null is a key that is not there": (OPEN_POLICY, lambda d: d["spec"].update(ingress=None)),
 }
 
@@ -53,6 +66,14 @@ DRIFT: dict[str, tuple[Any, Change, str]] = {
         POLICY,
         lambda d: rules(d).append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}),
         'spec.egress[4]: not in the table: {"to":[{"ipBlock":{"cidr":"0.0.0.0/0"}}]}: expected no',
+    ),
+    "an expression with two values": (
+        POLICY,
+        lambda d: d["spec"]["podSelector"].update(
+            matchLabels={},
+            matchExpressions=[{"key": "app", "operator": "In", "values": ["a", "b"]}],
+        ),
+        "spec.podSelector",
     ),
     "an empty rule, which allows all": (
         POLICY,

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -504,3 +504,52 @@ def test_the_command_and_its_exit_codes(tmp_path: Path, capsys: pytest.CaptureFi
     file.write_text("a: [")
     assert main(argv) == 2
     assert main(["policy", "ingress", "--check", str(tmp_path / "none")]) == 2
+
+
+def places(value: object, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys that lead to each value at any depth."""
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)
+    for key, one in inside:
+        yield (*place, key)
+        yield from places(one, (*place, key))
+
+
+def replaced(place: tuple[Any, ...], value: object) -> Documents:
+    documents: Documents = json.loads(json.dumps(accepted()))  # no two of them share an object
+    at: Any = documents
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    return documents
+
+
+@pytest.mark.parametrize("value", [["x"], {"a": "b"}, [None], None, 0, "x"], ids=repr)
+def test_a_field_of_another_type_is_judged(value: object) -> None:
+    """Manifests of others may be malformed: each is judged, and none ends the command."""
+    judged = ("type", "number", "protocol", "mode", "port", "kind", f"{LB}type")
+    for place in places(accepted()):
+        found = judge(replaced(place, value))
+        if isinstance(value, list | dict) and place[-1] in judged and place[-1] != "port":
+            assert found, place
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "field"),
+    [
+        (0, (), "loadBalancerClass"),
+        (0, (), "externalIPs"),
+        (0, ("ports", 0), "protocol"),
+        (0, ("ports", 0), "targetPort"),
+        (1, ("servers", 0, "tls"), "maxProtocolVersion"),
+        (1, ("servers", 0, "tls"), "cipherSuites"),
+        (3, (), "action"),
+    ],
+)
+def test_a_field_that_is_null_is_one_that_is_not_there(
+    number: int, place: tuple[Any, ...], field: str
+) -> None:
+    assert judge(replaced((number, "spec", *place, field), None)) == []

@@ -221,6 +221,27 @@ def some_request(rng: random.Random) -> Request:
     )
 
 
+def operators_renamed(document: Any, rename: Callable[[str], str]) -> Any:
+    document = copy.deepcopy(document)
+    for statement in document["Statement"]:
+        conditions = statement.get("Condition", {})
+        merged: dict[str, Any] = {}
+        for operator, tests in conditions.items():
+            merged.setdefault(rename(operator), {}).update(tests)
+        if conditions:
+            statement["Condition"] = merged
+    return document
+
+
+def lower_case_operators(document: Any) -> Any:
+    return operators_renamed(document, str.lower)
+
+
+def like_instead_of_equals(document: Any) -> Any:
+    names = {"StringEquals": "StringLike"}
+    return operators_renamed(document, lambda name: names.get(name, name))
+
+
 SAME: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "order": ("bucket", lambda d: d | {"Statement": d["Statement"][::-1]}),
     "an Id": ("bucket", lambda d: d | {"Id": "x"}),
@@ -240,6 +261,16 @@ SAME: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "queue",
         lambda d: changed(d, 2, Condition={"Bool": {"aws:SecureTransport": False}}),
     ),
+    "a boolean as text": (
+        "queue",
+        lambda d: changed(d, 2, Condition={"Bool": {"aws:SecureTransport": "False"}}),
+    ),
+    "case of an operator": (
+        "queue",
+        lambda d: changed(d, 2, Condition={"bool": {"aws:SecureTransport": "false"}}),
+    ),
+    "case of a negated operator": ("bucket", lower_case_operators),
+    "StringLike without a wildcard": ("bucket", like_instead_of_equals),
     "the response of get-role-policy": ("iam", lambda d: {"RoleName": "r", "PolicyDocument": d}),
     "a statement twice": ("iam", lambda d: d | {"Statement": [*d["Statement"], d["Statement"][0]]}),
 }
