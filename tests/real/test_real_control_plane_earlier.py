@@ -1,6 +1,9 @@
 """A database of an earlier build of the control plane: what the next start does with it."""
 
 import asyncio
+import base64
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,7 @@ from byoc_control_plane.store import (
     insert_rows,
 )
 from lab.control_plane.messages import Replica, heartbeat_event
-from lab.control_plane.processes import ROOT
+from lab.control_plane.processes import ROOT, plane_environment
 from lab.fakes.billing import NOON_MS
 
 pytestmark = pytest.mark.real
@@ -164,3 +167,34 @@ async def test_starts_at_one_time_do_no_harm(store: EmbeddedStore) -> None:
         store, "SELECT toUnixTimestamp64Milli(last_seen) AS ms FROM agents_now"
     )
     assert agent["ms"] == NOON_MS + 8001
+
+
+@pytest.mark.parametrize("tables", ["single", "existing"])
+def test_a_process_ends_with_the_statements_and_exit_code_2(tmp_path: Path, tables: str) -> None:
+    session = chdb.session.Session(str(tmp_path / "db"))
+    for statement in split_statements(EARLIER.read_text().replace("{engine}", "")):
+        if "EXISTS byoc_state\n" in statement:
+            session.query(statement)
+    session.close()
+    settings = {
+        "BYOC_PLANE_STORE_URL": f"chdb:{tmp_path / 'db'}",
+        "BYOC_PLANE_TABLES": tables,
+        "BYOC_PLANE_TOKEN": "t",
+        "BYOC_PLANE_SIGNING_SECRET": "whsec_" + base64.b64encode(b"s" * 32).decode(),
+        "BYOC_PLANE_LISTEN": "127.0.0.1:0",
+        "BYOC_PLANE_EVENTS_LISTEN": "127.0.0.1:0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "byoc_control_plane", "run", "receiver"],
+        cwd=ROOT,
+        env={**plane_environment(), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "table byoc_state: the columns seen_at, earliness_ms are missing" in done.stderr
+    assert "RENAME TABLE byoc_state TO byoc_state_before" in done.stderr
+    missing = "table byoc_alerts: it does not exist" in done.stderr
+    assert missing == (tables == "existing")
