@@ -51,6 +51,7 @@ from byoc_control_plane.store import (
     RowsRefusedError,
     Store,
     StoreError,
+    check_tables,
     create_tables,
     insert_rows,
     open_store,
@@ -250,7 +251,9 @@ def _open(organization: str, environ: Mapping[str, str], stack: AsyncExitStack) 
         if "store" not in opened:
             (own,) = load([PlaneSettings], environ, {})
             made = await stack.enter_async_context(open_store(own.store_url, own.store_password))
-            if own.tables != "existing":
+            if own.tables == "existing":
+                await check_tables(made)
+            else:
                 await create_tables(made, own.tables)
             opened["store"] = made
         return opened["store"]  # type: ignore[no-any-return]

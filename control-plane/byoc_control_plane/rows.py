@@ -4,7 +4,8 @@ An event of an unknown type is accepted as it is, so that newer daemons lose not
 its whole text are stored. An event of a known type must have every field of its type.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -50,6 +51,18 @@ GRANT_COLUMNS = (
 )
 SENT, PLANE_SOURCE = "sent", "/control-plane/access/requests"  # of the rows that this side makes
 AGENT_COLUMNS = ("configuration_sha256", "ledger_size", "ledger_root")  # fields of `data.agent`
+TIME_COLUMNS = frozenset(
+    {"state_since", "starts_at", "ends_at", "received_at", "started_at", "since"}
+)
+# The greatest value of each whole number. ClickHouse stores a greater or negative one as another.
+MAX_NUMBERS = dict.fromkeys(
+    (
+        *("uptime_seconds", "epoch", "sequence", "transition", "lost_transitions"),
+        *("backlog_records", "dead_letters", "ledger_size"),
+    ),
+    2**64 - 1,
+) | {"duration_seconds": 2**32 - 1}
+MAX_COUNT = 2**64 - 1  # of the map `counts`
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: DateTime64 and its partitions hold it
 
 _envelope = msgspec.json.Decoder(Event)
@@ -79,6 +92,8 @@ def build_row(body: bytes, arrived_at_ms: int, *, imported: bool = False) -> Tab
         envelope = _envelope.decode(body)
         event: dict[str, Any] = _any.decode(body)
         text = body.decode()
+        if msgspec.json.encode(event) != body:  # the daemons' own bytes have each name once
+            json.loads(text, object_pairs_hook=_refuse_repeated)
         if not (envelope.id and envelope.source):
             raise InvalidEventError("an empty id or source")
         time_ms = parse_rfc3339(envelope.time)
@@ -90,21 +105,21 @@ def build_row(body: bytes, arrived_at_ms: int, *, imported: bool = False) -> Tab
             _known[envelope.type].decode(body)
             if missing := set(known.__struct_fields__) - event.keys():
                 raise InvalidEventError(f"without the field {min(missing)}")
+        head = {
+            "source": envelope.source,
+            "id": envelope.id,
+            "type": envelope.type,
+            "time": rfc3339(time_ms),
+            "arrived_at": rfc3339(arrived_at_ms),
+            "event": text,
+        }
+        if imported and envelope.type != GRANT:  # the table of grants has no such column
+            head["seen_at"] = rfc3339(min(time_ms, arrived_at_ms))
+        return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
     except InvalidEventError:
         raise
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidEventError(f"not an event: {error}") from error
-    head = {
-        "source": envelope.source,
-        "id": envelope.id,
-        "type": envelope.type,
-        "time": envelope.time,
-        "arrived_at": rfc3339(arrived_at_ms),
-        "event": text,
-    }
-    if imported and envelope.type != GRANT:  # the table of grants has no such column
-        head["seen_at"] = rfc3339(min(time_ms, arrived_at_ms))
-    return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
 
 
 def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> TableRow:
@@ -114,10 +129,10 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Table
         columns: tuple[str, ...] = STATE_COLUMNS if is_state else ALERT_COLUMNS
         if head["type"] == GRANT:
             table, columns = GRANTS_TABLE, GRANT_COLUMNS
-        head |= {name: data[name] for name in columns if data.get(name) is not None}
+        head |= _columns(columns, data)
         if agent := data.get("agent"):  # messages of 0.1.0 have none
             head["agent_version"] = agent["version"]
-            head |= {name: agent[name] for name in AGENT_COLUMNS}
+            head |= _columns(AGENT_COLUMNS, agent)
         if head["type"] == STATE:
             codes = [reason["code"] for reason in data["reasons"]]
             head["reasons"] = codes
@@ -127,6 +142,45 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Table
         head |= {name: data[name] for name in names if isinstance(data.get(name), str)}
     key = (head["source"], head["id"])
     return TableRow(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
+
+
+def _columns(names: Iterable[str], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that have a value. Raises ValueError for one that ClickHouse would change.
+
+    A time outside 1970 to 2100 is left out, since an alert may have the year 1; `event` has it.
+    Only `since` has to be there: the order of a grant's states depends on it.
+    """
+    found = {}
+    for name in names:
+        value = data.get(name)
+        if value is None:
+            continue
+        if name in TIME_COLUMNS:
+            time_ms = parse_rfc3339(value)
+            if not 0 <= time_ms < MAX_TIME_MS:
+                if name == "since":
+                    raise InvalidEventError("since is not between 1970 and 2100")
+                continue
+            value = rfc3339(time_ms)
+        elif name in MAX_NUMBERS:
+            value = _whole(name, value, MAX_NUMBERS[name])
+        elif name == "counts":
+            value = {key: _whole(name, count, MAX_COUNT) for key, count in value.items()}
+        found[name] = value
+    return found
+
+
+def _whole(name: str, value: float, most: int) -> int:
+    if not 0 <= value <= most:
+        raise InvalidEventError(f"{name} is not between 0 and {most}")
+    return int(value)
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidEventError("a name is given twice")  # two readers could take different values
+    return found
 
 
 def build_sent(request: AccessRequest, at_ms: int) -> TableRow:

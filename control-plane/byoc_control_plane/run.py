@@ -50,7 +50,7 @@ from byoc_control_plane.settings import (
     parse_senders,
     refuse_unknown,
 )
-from byoc_control_plane.store import Store, StoreError, create_tables, open_store
+from byoc_control_plane.store import Store, StoreError, check_tables, create_tables, open_store
 
 FORWARDER_PAUSE_SECONDS = 60.0  # the longest pause of a forwarder between two attempts
 SECRET_SECONDS = 1.0  # between two checks of a secret's file
@@ -216,11 +216,16 @@ async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 async def _prepare(store: Store, settings: PlaneSettings) -> None:
-    """Wait for ClickHouse, and create the tables that are missing."""
+    """Wait for ClickHouse, and create the tables that are missing, and the views.
+
+    Raises ConfigError if a table cannot be used as it is.
+    """
     while True:
         try:
             await store.run("SELECT 1")
-            if settings.tables != "existing":
+            if settings.tables == "existing":
+                await check_tables(store)
+            else:
                 await create_tables(store, settings.tables)
         except StoreError as error:
             structlog.get_logger().error("store.not_ready", error=str(error)[:300])

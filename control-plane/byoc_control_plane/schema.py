@@ -1,5 +1,6 @@
 """`byoc-control-plane schema`: the SQL of the control plane, for any of three table engines."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ USAGE_SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 VIEWS = (  # in their order
     *("agents_now", "silent_now", "fleet_now", "ledger_heads", "grants_now"),
     *("billing_completeness_since", "billing_completeness_daily", "slo_since", "slo_daily"),
+)
+FED = re.compile(
+    r"^CREATE MATERIALIZED VIEW IF NOT EXISTS (\w+) TO \w+ AS\n(.*)", re.DOTALL | re.MULTILINE
 )
 
 TableEngine = Literal["single", "replicated", "shared"]
@@ -48,16 +52,26 @@ def split_statements(text: str) -> list[str]:
 
 
 def table_statements(engine: TableEngine = "single") -> list[str]:
-    """Return the statements that create the tables and views. They change nothing that exists."""
+    """Return the statements that create the tables that are missing, and this version's views.
+
+    They may be executed again, also by several processes at one time. Tables that exist and their
+    rows stay as they are; the views of another version are replaced.
+    """
     prefix = PREFIXES[engine]
     usage = (USAGE_SQL / "table.sql").read_text()
     usage = usage.replace("ENGINE = ReplacingMergeTree", f"ENGINE = {prefix}ReplacingMergeTree")
     tables = (SQL / "tables.sql").read_text().replace("{engine}", prefix)
     totals = (USAGE_SQL / "totals.sql").read_text()
-    statements = split_statements(usage) + split_statements(tables)
-    statements += split_statements(f"CREATE VIEW IF NOT EXISTS billing_totals AS\n{totals}")
+    statements = split_statements(usage)
+    for statement in split_statements(tables):
+        statements.append(statement)
+        if fed := FED.search(statement):  # unlike DROP and CREATE, it misses no insert
+            statements.append(f"ALTER TABLE {fed[1]} MODIFY QUERY\n{fed[2]}")
+    statements += split_statements(f"CREATE OR REPLACE VIEW billing_totals AS\n{totals}")
     for view in VIEWS:
-        statements += split_statements((SQL / f"{view}.sql").read_text())
+        text = (SQL / f"{view}.sql").read_text()
+        text = text.replace("CREATE VIEW IF NOT EXISTS", "CREATE OR REPLACE VIEW")
+        statements += split_statements(text)
     return statements
 
 

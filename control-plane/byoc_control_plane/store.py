@@ -12,6 +12,13 @@ import aiohttp
 
 from byoc_agents.errors import ConfigError
 from byoc_control_plane.schema import TableEngine, table_statements
+from byoc_control_plane.stored_tables import (
+    COLUMNS_QUERY,
+    TABLES_QUERY,
+    find_differences,
+    is_table,
+    stored_tables,
+)
 
 STATEMENT_SECONDS = 30.0  # one statement
 # Texts of times as the messages have them; fields of later versions are in the `event` column. By
@@ -60,9 +67,26 @@ async def fetch_rows(store: Store, query: str) -> list[dict[str, Any]]:
 
 
 async def create_tables(store: Store, engine: TableEngine = "single") -> None:
-    """Create the tables and views that do not exist yet."""
-    for statement in table_statements(engine):
+    """Create the tables that do not exist, and this version's views in place of all others.
+
+    Raises ConfigError if a table is of an earlier build; then no view is changed.
+    """
+    statements = table_statements(engine)
+    for statement in filter(is_table, statements):
         await store.run(statement)
+    await check_tables(store, engine)
+    for statement in statements:
+        if not is_table(statement):
+            await store.run(statement)
+
+
+async def check_tables(store: Store, engine: TableEngine = "single") -> None:
+    """Raise ConfigError if a table is missing or of an earlier build, with what changes that."""
+    stored = stored_tables(
+        await fetch_rows(store, TABLES_QUERY), await fetch_rows(store, COLUMNS_QUERY)
+    )
+    if differences := find_differences(table_statements(engine), stored):
+        raise ConfigError(differences)
 
 
 class HttpStore:

@@ -126,3 +126,60 @@ def test_a_request_that_was_sent_is_a_row_without_an_event() -> None:
         *("sent", "eng-8841", "CS-1234"),
     )
     assert fields["time"] == msgspec.json.decode(again.line)["time"]
+
+
+def with_data(event: bytes, **changes: Any) -> bytes:
+    found = json.loads(event)
+    found["data"] |= changes
+    return json.dumps(found).encode()
+
+
+@pytest.mark.parametrize("value", [-1, 2**64, 2**64 + 1, 1e300])
+@pytest.mark.parametrize("name", ["epoch", "sequence", "uptime_seconds"])
+def test_a_number_that_the_column_cannot_hold_is_refused(name: str, value: float) -> None:
+    """ClickHouse stores 2**64 + 1 in a UInt64 as 1, without an error."""
+    body = with_data(Replica().message(NOW_MS), **{name: value})
+    with pytest.raises(InvalidEventError, match=f"{name} is not between 0 and|Expected `int"):
+        build_row(body, NOW_MS)
+
+
+def test_the_greatest_number_of_the_column_is_kept() -> None:
+    body = with_data(Replica().message(NOW_MS), sequence=2**64 - 1)
+    assert row_of(body)[1]["sequence"] == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ("0001-01-01T00:00:00Z", None),
+        ("1969-12-31T23:59:59.999Z", None),
+        ("2106-02-07T06:28:16Z", None),
+        ("9999-12-31T23:59:59Z", None),
+        ("2026-11-23T12:00:00+14:00", "2026-11-22T22:00:00.000Z"),
+        ("20261123T120000Z", "2026-11-23T12:00:00.000Z"),
+    ],
+)
+def test_a_time_is_stored_in_one_form_and_left_out_if_the_column_cannot_hold_it(
+    stated: str, kept: str | None
+) -> None:
+    body = with_data(encode(watch_alert(NOW_MS, 3)), starts_at=stated)
+    table, row = row_of(body)
+    assert (table, row.get("starts_at")) == ("byoc_alerts", kept)
+    assert json.loads(row["event"])["data"]["starts_at"] == stated
+
+
+@pytest.mark.parametrize("stated", ["", "now", "2026-11-23T12:00:00"])
+def test_a_text_that_is_not_a_time_is_refused(stated: str) -> None:
+    body = with_data(encode(watch_alert(NOW_MS, 3)), starts_at=stated)
+    with pytest.raises(InvalidEventError, match="not an event"):
+        build_row(body, NOW_MS)
+
+
+@pytest.mark.parametrize("kind", ["byoc.service.state.v1", "byoc.alert.later.v9"])
+def test_a_name_that_is_given_twice_is_refused_at_any_depth(kind: str) -> None:
+    text = Replica().message(NOW_MS).decode().replace("byoc.service.state.v1", kind)
+    assert build_row(text.encode(), NOW_MS)
+    for twice in (text[:-1] + ',"id":"x"}', text.replace('"data":{', '"data":{"sequence":1,')):
+        assert twice != text
+        with pytest.raises(InvalidEventError, match="a name is given twice"):
+            build_row(twice.encode(), NOW_MS)
