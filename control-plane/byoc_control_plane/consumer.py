@@ -138,7 +138,9 @@ class Consumer:
 
     def _build(self, message: Mapping[str, Any]) -> TableRow:
         try:
-            row = build_row(message["Body"].encode(), _sent_ms(message))
+            # A lone surrogate becomes bytes that are no UTF-8: such a text is not an event.
+            body = message["Body"].encode(errors="surrogatepass")
+            row = build_row(body, _sent_ms(message))
             # AWS states the sender: a role's unique id and its session's name, or a user's id.
             sender = message["Attributes"].get("SenderId", "").partition(":")[0]
             if self._senders and (row.organization_id, sender) not in self._senders():

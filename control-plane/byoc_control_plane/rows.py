@@ -1,9 +1,14 @@
 """Events as rows: which table an event belongs to, and its columns.
 
 An event of an unknown type is accepted as it is, so that newer daemons lose nothing: its names and
-its whole text are stored. An event of a known type must have every field of its type.
+its whole text are stored. An event of a known type must have every field of its type. An object
+with the same key twice is no event: readers of its text may take another value than the columns.
+
+ClickHouse takes an integer or a time that does not fit its column for another one, without an
+error. So both are checked here, and times are written in one form.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -50,7 +55,12 @@ GRANT_COLUMNS = (
 )
 SENT, PLANE_SOURCE = "sent", "/control-plane/access/requests"  # of the rows that this side makes
 AGENT_COLUMNS = ("configuration_sha256", "ledger_size", "ledger_root")  # fields of `data.agent`
+TIME_COLUMNS = frozenset(
+    {"state_since", "starts_at", "ends_at", "received_at", "started_at", "since"}
+)
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: DateTime64 and its partitions hold it
+MAX_UINT32, MAX_UINT64 = 2**32 - 1, 2**64 - 1
+NARROW_COLUMNS = frozenset({"duration_seconds"})  # UInt32; every other integer is UInt64
 
 _envelope = msgspec.json.Decoder(Event)
 _any = msgspec.json.Decoder()
@@ -79,32 +89,32 @@ def build_row(body: bytes, arrived_at_ms: int, *, imported: bool = False) -> Tab
         envelope = _envelope.decode(body)
         event: dict[str, Any] = _any.decode(body)
         text = body.decode()
+        if msgspec.json.encode(event) != body:  # equal bytes have no key twice
+            json.loads(text, object_pairs_hook=_refuse_duplicates)
         if not (envelope.id and envelope.source):
             raise InvalidEventError("an empty id or source")
-        time_ms = parse_rfc3339(envelope.time)
-        if not 0 <= time_ms < MAX_TIME_MS:
-            raise InvalidEventError("time is not between 1970 and 2100")
+        time_ms = _parse_time("time", envelope.time)
         data = event.get("data")
         known = KNOWN.get(envelope.type)
         if known:
             _known[envelope.type].decode(body)
             if missing := set(known.__struct_fields__) - event.keys():
                 raise InvalidEventError(f"without the field {min(missing)}")
+        head = {
+            "source": envelope.source,
+            "id": envelope.id,
+            "type": envelope.type,
+            "time": rfc3339(time_ms),
+            "arrived_at": rfc3339(arrived_at_ms),
+            "event": text,
+        }
+        if imported and envelope.type != GRANT:  # the table of grants has no such column
+            head["seen_at"] = rfc3339(min(time_ms, arrived_at_ms))
+        return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
     except InvalidEventError:
         raise
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidEventError(f"not an event: {error}") from error
-    head = {
-        "source": envelope.source,
-        "id": envelope.id,
-        "type": envelope.type,
-        "time": envelope.time,
-        "arrived_at": rfc3339(arrived_at_ms),
-        "event": text,
-    }
-    if imported and envelope.type != GRANT:  # the table of grants has no such column
-        head["seen_at"] = rfc3339(min(time_ms, arrived_at_ms))
-    return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
 
 
 def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> TableRow:
@@ -114,10 +124,10 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Table
         columns: tuple[str, ...] = STATE_COLUMNS if is_state else ALERT_COLUMNS
         if head["type"] == GRANT:
             table, columns = GRANTS_TABLE, GRANT_COLUMNS
-        head |= {name: data[name] for name in columns if data.get(name) is not None}
+        head |= {name: _value(name, data[name]) for name in columns if data.get(name) is not None}
         if agent := data.get("agent"):  # messages of 0.1.0 have none
             head["agent_version"] = agent["version"]
-            head |= {name: agent[name] for name in AGENT_COLUMNS}
+            head |= {name: _value(name, agent[name]) for name in AGENT_COLUMNS}
         if head["type"] == STATE:
             codes = [reason["code"] for reason in data["reasons"]]
             head["reasons"] = codes
@@ -127,6 +137,32 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Table
         head |= {name: data[name] for name in names if isinstance(data.get(name), str)}
     key = (head["source"], head["id"])
     return TableRow(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
+
+
+def _value(name: str, value: Any) -> Any:
+    """Return the value of a column. Raises InvalidEventError if it does not fit."""
+    if name in TIME_COLUMNS and isinstance(value, str):
+        return rfc3339(_parse_time(name, value))
+    if name == "counts":
+        return {key: _value(key, count) for key, count in value.items()}
+    if isinstance(value, int):
+        most = MAX_UINT32 if name in NARROW_COLUMNS else MAX_UINT64
+        if not 0 <= value <= most:
+            raise InvalidEventError(f"{name} is not between 0 and {most}")
+    return value
+
+
+def _parse_time(name: str, text: str) -> int:
+    """Return milliseconds since 1970. Raises ValueError, and InvalidEventError if out of range."""
+    time_ms = parse_rfc3339(text)
+    if not 0 <= time_ms < MAX_TIME_MS:
+        raise InvalidEventError(f"{name} is not between 1970 and 2100")
+    return time_ms
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise InvalidEventError("the same key twice in one object")
 
 
 def build_sent(request: AccessRequest, at_ms: int) -> TableRow:

@@ -91,6 +91,60 @@ def test_other_bytes_are_an_invalid_event(body: bytes) -> None:
         build_row(body, NOW_MS)
 
 
+ALERT = json.loads(encode(watch_alert(NOW_MS, 3)))
+BEAT = json.loads(encode(heartbeat_event(NOW_MS, 9)))
+
+
+@pytest.mark.parametrize(
+    ("event", "field", "value"),
+    [
+        *((GOOD, "sequence", number) for number in (-1, 2**64, 2**64 + 1)),
+        *((BEAT, "backlog_records", number) for number in (-1, 2**64 + 7)),
+        *((ALERT, "starts_at", at) for at in ("", "now", "12:00", "1969-12-31T23:59:59Z")),
+        *((ALERT, "received_at", at) for at in ("2100-01-01T00:00:00Z", "1795435200")),
+        (BEAT, "started_at", "0001-01-01T00:00:00Z"),
+        (GOOD, "state_since", "9999-12-31T23:59:59Z"),
+    ],
+)
+def test_a_value_that_its_column_would_change_is_an_invalid_event(
+    event: dict[str, Any], field: str, value: Any
+) -> None:
+    changed = event | {"data": event["data"] | {field: value}}
+    with pytest.raises(InvalidEventError):
+        build_row(json.dumps(changed).encode(), NOW_MS)
+
+
+def test_the_largest_integers_and_times_of_the_columns_are_stored() -> None:
+    data = GOOD["data"] | {"sequence": 2**64 - 1, "state_since": "2099-12-31T23:59:59.999Z"}
+    _, row = row_of(json.dumps(GOOD | {"data": data}).encode())
+    assert (row["sequence"], row["state_since"]) == (2**64 - 1, "2099-12-31T23:59:59.999Z")
+
+
+def test_times_are_written_in_one_form() -> None:
+    """ClickHouse reads fewer forms of RFC 3339 and ISO 8601 than the check does."""
+    for text in ("2026-11-23T13:00:00+01:00", "20261123T120000Z", "2026-W48-1T12:00:00Z"):
+        _, row = row_of(json.dumps(GOOD | {"time": text}).encode())
+        assert row["time"] == "2026-11-23T12:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("part", "twice"),
+    [
+        (b'"specversion"', b'"id":"another","specversion"'),
+        (b'"organization_id"', b'"organization_id":"org-2","organization_id"'),
+        (b'"organization_id"', b'"organization\\u005fid":"org-2","organization_id"'),
+        (b'"code"', b'"code":"DISK_LOW","code"'),
+    ],
+)
+def test_the_same_key_twice_is_an_invalid_event(part: bytes, twice: bytes) -> None:
+    body = Replica().message(NOW_MS, "degraded", "DISK_LOW")
+    assert body.count(part) == 1
+    with pytest.raises(InvalidEventError, match="the same key twice"):
+        build_row(body.replace(part, twice), NOW_MS)
+    spaced = json.dumps(json.loads(body), indent=1).encode()  # not as the daemons write it
+    assert build_row(spaced, NOW_MS).key == build_row(body, NOW_MS).key
+
+
 # The broker's events.
 
 
