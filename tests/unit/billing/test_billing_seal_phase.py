@@ -55,11 +55,13 @@ def test_the_phase_is_the_same_after_a_restart_of_the_daemon() -> None:
     assert seal_phase_ms("0b51c2f4", SEAL_MS) == seal_phase_ms("0b51c2f4", SEAL_MS)
 
 
-async def sealed_at(harness: Harness, phase_ms: int, hours: int = 1) -> list[int]:
+async def sealed_at(
+    harness: Harness, phase_ms: int, hours: int = 1, seal_ms: int = SEAL_MS
+) -> list[int]:
     """Run a scraper; return when its objects were sealed, milliseconds after the hour."""
     harness.sample_seconds = 60
     scraper: Scraper = harness.made(
-        Intervals(sample_ms=60_000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=phase_ms)
+        Intervals(sample_ms=60_000, window_ms=60_000, seal_ms=seal_ms, seal_phase_ms=phase_ms)
     )
     times: list[int] = []
     run = asyncio.create_task(scraper.run())
@@ -89,6 +91,27 @@ async def test_a_running_scraper_seals_at_its_phase_and_not_with_a_sample(
 async def test_no_scraper_seals_because_an_hour_begins(harness: Harness) -> None:
     times = await sealed_at(harness, 450_000, hours=3)
     assert not any(time % 3_600_000 < 1000 for time in times)
+
+
+@pytest.mark.parametrize(
+    ("seal_ms", "phase_ms", "per_day"),
+    [
+        (300_000, 150_000, 312),  # 288 seals, and 24 of them have records of two hours
+        (900_000, 450_000, 120),  # 96
+        (3_600_000, 450_000, 48),  # 24
+    ],
+)
+async def test_the_objects_of_a_day_are_the_seals_and_one_more_per_hour(
+    harness: Harness, seal_ms: int, phase_ms: int, per_day: int
+) -> None:
+    """An object has records of one hour only: the figures of docs/scale.md."""
+    hours = 6
+    seals = len(await sealed_at(harness, phase_ms, hours=hours, seal_ms=seal_ms))
+    objects = await harness.spool.peek(1000, 1 << 30)
+    assert seals == hours * 3_600_000 // seal_ms
+    assert len(objects) == per_day * hours // 24
+    page = " ".join((Path(__file__).parents[3] / "docs" / "scale.md").read_text().split())
+    assert f"{per_day} objects" in page
 
 
 async def test_a_stop_seals_at_once(harness: Harness) -> None:
