@@ -47,14 +47,30 @@ PER_SEED = 50
 AGENT = Agent(
     version="0.2.0", configuration_sha256="c" * 64, ledger_size=7, ledger_root="r" * 43 + "="
 )
-TIMES = ("0001-01-01T00:00:00Z", "1969-12-31T23:59:59.999Z", "1970-01-01T00:00:00Z")
+TIMES: tuple[str, ...] = (
+    "0001-01-01T00:00:00Z",
+    "1969-12-31T23:59:59.999Z",
+    "1970-01-01T00:00:00Z",
+)
 TIMES += ("2099-12-31T23:59:59.999Z", "2099-12-31T23:59:59.9999Z", "2100-01-01T00:00:00Z")
 TIMES += ("2106-02-08T00:00:00Z", "9999-12-31T23:59:59Z", "2026-W48-1T12:00:00Z")
 TIMES += ("2026-11-23", "2026-11-23T12:00:00", "20261123T120000Z", "1795435200", "12:00", "now")
 TIMES += ("2026-11-23T12:00:60Z", "2026-11-23T12:00:00+23:59", "2026-02-30T12:00:00Z")
-NUMBERS = (-1, 0, 2**31, 2**32, 2**32 + 1, 2**63, 2**64 - 1, 2**64, 2**64 + 1, -(2**63), 10**400)
+NUMBERS: tuple[int, ...] = (
+    -1,
+    0,
+    2**31,
+    2**32,
+    2**32 + 1,
+    2**63,
+    2**64 - 1,
+    2**64,
+    2**64 + 1,
+    -(2**63),
+    10**400,
+)
 FLOATS = (0.0, -0.0, 1.5, -1e308, 1e308, 5e-324)
-TEXTS = (
+TEXTS: tuple[str, ...] = (
     "",
     "\0",
     "a\0b",
@@ -65,7 +81,17 @@ TEXTS = (
     "\ufeff",
     "\t\n",
 )
-OTHERS = (None, True, False, [], {}, [[]], {"": ""}, {"a": {"a": []}}, ["a", 1, None])
+OTHERS: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    {"": ""},
+    {"a": {"a": []}},
+    ["a", 1, None],
+)
 LONG = "x" * 900_000
 DEEP = json.loads("[" * 400 + "]" * 400)
 # Put into the text of a message, which Python's encoder would not write.
@@ -127,7 +153,11 @@ def change(chance: random.Random, event: Any) -> None:
     elif kind == 2:
         parent[last] = deepcopy(chance.choice((DEEP, LONG)))
     else:
-        like = {int: NUMBERS, float: NUMBERS + FLOATS, str: TEXTS + TIMES}
+        like: dict[type, tuple[Any, ...]] = {
+            int: NUMBERS,
+            float: NUMBERS + FLOATS,
+            str: TEXTS + TIMES,
+        }
         alike: tuple[Any, ...] = like.get(type(parent[last]), OTHERS)
         chosen = alike if kind < 10 else NUMBERS + TEXTS + OTHERS
         parent[last] = deepcopy(chance.choice(chosen))
