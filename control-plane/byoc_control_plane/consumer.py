@@ -138,7 +138,7 @@ class Consumer:
 
     def _build(self, message: Mapping[str, Any]) -> TableRow:
         try:
-            # A lone surrogate becomes bytes that are no UTF-8: such a text is not an event.
+            # A lone surrogate becomes bytes that are not UTF-8: such a text is not an event.
             body = message["Body"].encode(errors="surrogatepass")
             row = build_row(body, _sent_ms(message))
             # AWS states the sender: a role's unique id and its session's name, or a user's id.

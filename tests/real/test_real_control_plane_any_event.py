@@ -184,7 +184,7 @@ def mutate(chance: random.Random, body: bytes, number: int) -> bytes:
 
 
 class Queue:
-    """An SQS client whose queue is a list: what is received and not deleted comes again."""
+    """An SQS client whose queue is a list: a received message that is not deleted comes again."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, dict[str, Any]] = {}
