@@ -2,7 +2,7 @@
 
 An event of an unknown type is accepted as it is, so that newer daemons lose nothing: its names and
 its whole text are stored. An event of a known type must have every field of its type. An object
-with the same key twice is not an event: readers of its text may take another value than the columns.
+with the same key twice is not an event: readers of its text may take another value.
 
 ClickHouse takes an integer or a time that does not fit its column for another one, without an
 error. So both are checked here, and times are written in one form.
