@@ -19,7 +19,7 @@ from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
 from byoc_agents.alerts.events import Origin
 from byoc_agents.app.cloudevents import Agent, encode, rfc3339
-from byoc_control_plane.schema import table_statements, tenant_statements
+from byoc_control_plane.schema import VIEWS, table_statements, tenant_statements
 from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
 from lab.fakes.billing import NOON_MS, ReplicaHistory, objects
 from tests.real.control_plane_tables import empty, load_usage, rows, store_events, store_rows
@@ -154,15 +154,47 @@ def test_both_policies_are_on_every_table_with_rows_of_customers(place: Path) ->
         }
 
 
-@pytest.mark.parametrize(
-    "name", ["byoc_replicas", "byoc_progress", "byoc_rejected", "fleet_now", "silent_now"]
-)
-def test_a_customer_may_not_read_what_is_not_granted(place: Path, name: str) -> None:
-    with (
-        opened(place, rights_of("byoc_tenant", GRANTED)) as customer,
-        pytest.raises(RuntimeError, match="Not enough privileges"),
-    ):
-        customer.query(f"SELECT * FROM {name}")
+def stored_names(session: chdb.session.Session) -> set[str]:
+    """Return the names of all tables, views and materialized views."""
+    found = rows(session, "SELECT name FROM system.tables WHERE database = 'default'")
+    return {row["name"] for row in found}
+
+
+def test_a_customer_may_not_read_what_is_not_granted(place: Path) -> None:
+    with opened(place, "<access_management>1</access_management>") as session:
+        other = stored_names(session) - set(GRANTED)
+    assert {"byoc_replicas", "byoc_progress", "byoc_rejected", "fleet_now", "silent_now"} < other
+    assert "byoc_agents_from_state" in other
+    with opened(place, rights_of("byoc_tenant", GRANTED)) as customer:
+        for name in sorted(other):
+            with pytest.raises(RuntimeError, match="Not enough privileges"):
+                customer.query(f"SELECT * FROM {name}")
+
+
+def test_a_view_that_is_granted_later_shows_a_customer_its_own_rows_only(place: Path) -> None:
+    views = [view for view in VIEWS if view not in GRANTED]
+    tables = POLICIES["byoc_tenant"][0]
+    with opened(place, rights_of("byoc_tenant", [*GRANTED, *views, *tables])) as customer:
+        assert organizations(customer, "fleet_now") == {OWN}
+        assert organizations(customer, "silent_now") <= {OWN}
+
+
+def test_every_view_reads_with_the_rights_of_the_person_who_asks(place: Path) -> None:
+    """No view names a definer, and the engine's default for such a view is the invoker."""
+    with opened(place, "<access_management>1</access_management>") as session:
+        views = rows(
+            session,
+            "SELECT name, create_table_query AS text FROM system.tables"
+            " WHERE database = 'default' AND engine = 'View'",
+        )
+        (default,) = rows(
+            session,
+            "SELECT value FROM system.settings WHERE name = 'default_normal_view_sql_security'",
+        )
+    assert {row["name"] for row in views} == {"billing_totals", *VIEWS}
+    assert not [row["name"] for row in views if "DEFINER" in row["text"]]
+    assert not [row["name"] for row in views if "SECURITY NONE" in row["text"]]
+    assert default["value"] == "INVOKER"
 
 
 def test_every_table_with_an_end_of_its_rows_is_tested() -> None:

@@ -2,7 +2,7 @@
 -- limit of objects to remember, and no object is read again. Replace YEAR and MONTH too (2026 and 11), create
 -- the next month's queue before it begins, and drop a queue when the last objects of its month have arrived.
 -- Limits:
--- - 1,000,000 objects per month: 336 replicas at 96 objects per day and 31 days. Beyond it the oldest objects are
+-- - 1,000,000 objects per month: 268 replicas at 120 objects per day and 31 days. Beyond it the oldest objects are
 --   read again (which the table forgives), without an end: let the control plane compact them, and use
 --   s3queue_archives.sql (docs/control-plane.md).
 -- - Each poll lists everything below v1/, and asks for this month's objects only.
