@@ -512,7 +512,7 @@ def _describe_policies(account: str, documents: Mapping[str, Any], trust: Any) -
 
 
 def _find_whole_list(response: Any) -> Any:
-    """Return a response that is no first page. Raises KeyError if it is one."""
+    """Return the response. Raises KeyError if it is the first page of several."""
     if response.get("IsTruncated") is True:
         raise KeyError("end: the response is the first page of several")
     return response
