@@ -374,7 +374,7 @@ def test_a_step_that_was_killed_anywhere_is_completed_by_the_same_command(
 def test_a_step_that_is_done_changes_nothing_when_it_is_run_again(
     step: str, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It can be told apart from a mistake: the directory has the newest credentials."""
+    """It differs from a mistake: the directory has the newest credentials."""
     add(registry, tmp_path / "a")
     asked: tuple[str | Path, ...] = ("add", "org-1", "--service", "s", "--secrets", tmp_path / "a")
     if step == "rotate":
