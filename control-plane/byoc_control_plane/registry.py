@@ -44,10 +44,20 @@ class Registry:
         self._directory = directory
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the directory and its files, and keep other commands out. Raises OSError."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._directory / "lock").open("w") as lock:
+    def locked(self, *, create: bool = False) -> Iterator[None]:
+        """Keep other commands out; with `create` make a registry if there is none.
+
+        Without it, raises RegistryError for a directory that is not a registry.
+        """
+        if create:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not (self._directory / TOKENS).exists():
+            raise RegistryError(
+                f"{self._directory}: is not a registry: expected the directory of `tenant add`,"
+                f" with the file {TOKENS}"
+            )
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could name any file
+        with os.fdopen(os.open(self._directory / "lock", flags, 0o600)) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for name in HEADERS:
                 if not (self._directory / name).exists():
@@ -62,6 +72,14 @@ class Registry:
         """Return whether two generations of its credentials are accepted."""
         return len(self._values(TOKENS, organization)) > 1
 
+    def is_newest(self, organization: str, token: str, signing_secret: str) -> bool:
+        """Return whether these are its newest credentials, entered by a step that was completed."""
+        tokens, signing_secrets = (
+            self._values(name, organization) for name in (TOKENS, SIGNING_SECRETS)
+        )
+        newest = (tokens[-1:], signing_secrets[-1:]) == ([token], [signing_secret])
+        return newest and len(tokens) == len(signing_secrets)
+
     def add_credentials(self, organization: str, token: str, signing_secret: str) -> None:
         """Accept these in addition. Raises RegistryError during a rotation."""
         if self.has_rotation(organization):
@@ -73,8 +91,18 @@ class Registry:
         self._append(SIGNING_SECRETS, organization, signing_secret)
         self._append(TOKENS, organization, token)
 
+    def check_sender(self, organization: str, sender: str) -> None:
+        """Raise RegistryError if this role or user sends for another organization."""
+        for owner, value in self._read(SENDERS):
+            if value == sender and owner != organization:
+                raise RegistryError(
+                    f"--sender: {sender} sends for {owner}, and could send for both: expected a"
+                    f" role or user of {organization} alone"
+                )
+
     def add_sender(self, organization: str, sender: str) -> None:
-        """Accept messages of the queue from this role or user."""
+        """Accept messages of the queue from this role or user. Raises as `check_sender` does."""
+        self.check_sender(organization, sender)
         if sender not in self._values(SENDERS, organization):
             self._append(SENDERS, organization, sender)
 
@@ -110,8 +138,8 @@ class Registry:
     @staticmethod
     def _no_rotation(organization: str) -> RegistryError:
         return RegistryError(
-            f"{organization}: no rotation has begun: expected `tenant rotate {organization}"
-            " --secrets DIRECTORY` first"
+            f"{organization}: no rotation has begun, or it has ended already: expected"
+            f" `tenant rotate {organization} --secrets DIRECTORY` first"
         )
 
     def _values(self, name: str, organization: str) -> list[str]:
@@ -133,7 +161,13 @@ class Registry:
         return len(entries) - len(kept)
 
     def _read(self, name: str) -> list[tuple[str, str]]:
-        return list(split_lines((self._directory / name).read_text()))
+        path = self._directory / name
+        try:
+            return list(split_lines(path.read_text()))
+        except UnicodeDecodeError as error:
+            raise RegistryError(
+                f"{path}: is not UTF-8: expected lines ORGANIZATION:VALUE"
+            ) from error
 
     def write(self, name: str, entries: Sequence[tuple[str, str]]) -> None:
         """Replace a file at once; a file that exists keeps its owner and mode."""

@@ -5,7 +5,6 @@ with a rename. A broker is sent those of its organization that have not expired,
 service with `?service=NAME`. This side holds no key: a broker verifies the signatures.
 """
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,8 @@ from byoc_agents.access.documents import (
 from byoc_agents.access.errors import DocumentError
 from byoc_agents.access.requests import MAX_ENVELOPES, MAX_RESPONSE_BYTES
 from byoc_agents.app.files import read_within
-from byoc_agents.envelope import MAX_ENVELOPE_BYTES, Envelope
+from byoc_agents.envelope import MAX_ENVELOPE_BYTES, Envelope, read_unverified
+from byoc_agents.errors import EnvelopeError
 
 REQUESTS_PATH = "/v1/access/requests"
 SUFFIX = ".dsse.json"
@@ -100,11 +100,12 @@ class RequestFolder:
 def _load(path: Path) -> ListedRequest | None:
     try:
         raw = read_within(str(path), MAX_ENVELOPE_BYTES)
+        payload = read_unverified(raw)  # as strict as the broker: what it refuses is not listed
         envelope = msgspec.json.decode(raw, type=Envelope)
         if envelope.payload_type not in {REQUEST, WITHDRAWAL}:
             raise ValueError(f"the type {envelope.payload_type}")
-        document = parse_document(envelope.payload_type, base64.b64decode(envelope.payload))
-    except (OSError, ValueError, RecursionError, DocumentError, msgspec.MsgspecError) as error:
+        document = parse_document(envelope.payload_type, payload)
+    except (OSError, ValueError, EnvelopeError, DocumentError) as error:
         structlog.get_logger().error("requests.not_a_request", file=path.name, error=str(error))
         return None
     assert not isinstance(document, Approval)  # noqa: S101  its type is not accepted above

@@ -36,6 +36,11 @@ from byoc_control_plane.settings import checked_argument
 
 NAME = "byoc-control-plane"
 QUEUE_NAME = r"[A-Za-z0-9_-]{1,67}\.fifo"  # SQS: 80 characters, with `-dead-letters`
+# IAM: an issuer has no port and no query. `https://` is left out in the provider's ARN.
+PROVIDER = r"(https://)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(/[A-Za-z0-9._~-]+)*/?"
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"  # of Kubernetes: a namespace
+ACCOUNT_NAME = rf"{LABEL}(\.{LABEL})*"  # a ServiceAccount
+SERVICE_ACCOUNT = rf"{LABEL}/{ACCOUNT_NAME}(,{ACCOUNT_NAME})*"
 RETENTION_SECONDS = 1_209_600  # 14 days, the longest of SQS
 VISIBILITY_SECONDS = 30  # the default of BYOC_PLANE_VISIBILITY_SECONDS
 # The largest of SQS. A consumer that cannot insert receives a message again about every 30 s, so
@@ -79,7 +84,7 @@ def make_parser() -> CommandParser:
         "--oidc-provider", default="", metavar="HOST/PATH",
         help="of the cluster of your control plane: adds a role for consumer and compactor",
     )  # fmt: skip
-    parser.add_argument("--service-account", default="", metavar="NAMESPACE/NAME")
+    parser.add_argument("--service-account", default="", metavar="NAMESPACE/NAME[,NAME]")
     parser.add_argument(
         "--format", choices=tuple(STACK_FORMS), default="cloudformation",
         help="json: CloudFormation in JSON; with --check the findings",
@@ -122,6 +127,15 @@ def make_template(asked: argparse.Namespace) -> tuple[Template, list[Description
         )
     if bool(asked.oidc_provider) != bool(asked.service_account):
         raise ConfigError(["--oidc-provider: expected together with --service-account"])
+    for flag, given, pattern, wanted in (
+        ("--oidc-provider", asked.oidc_provider, PROVIDER, "HOST/PATH of the cluster's issuer"),
+        (
+            *("--service-account", asked.service_account, SERVICE_ACCOUNT),
+            "NAMESPACE/NAME[,NAME], names of Kubernetes",
+        ),
+    ):
+        if given and not re.fullmatch(pattern, given, re.ASCII):
+            raise ConfigError([f"{flag}: invalid value {given!r}: expected {wanted}"])
     url = f"https://sqs.{asked.region}.{dns_suffix(asked.region)}/{asked.owner}/{asked.queue}"
     prefix = f"{asked.prefix.rstrip('/')}/" if asked.prefix.rstrip("/") else ""
     facts = Facts(

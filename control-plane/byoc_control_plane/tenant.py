@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from byoc_control_plane.registry import Registry, RegistryError, write_secret
 from byoc_control_plane.settings import PlaneSettings, checked_argument
 from byoc_control_plane.store import Store, StoreError, fetch_rows, open_store
 
+TOKEN, SIGNING_SECRET = "token", "signing-secret"  # the files for the customer
 SECRET_BYTES = 32  # of a token and of a signing secret, which may have 24 to 64
 SECRET_NAME = "byoc-alerts"  # noqa: S105  of the Secret in Kubernetes, if the values name none
 ROLE = r"arn:[\w-]+:iam::(\d{12}):role/\S+"
@@ -48,8 +49,9 @@ SELECT count() AS daemons FROM
 )
 WHERE seen > retired"""
 TO_DELETE = """\
-{organization}: removed. Its deliveries are refused, and {daemons} of its daemons are not supervised
-any more. Without BYOC_PLANE_SENDERS the consumer accepts its messages until its role may not send.
+{organization}: {result}.
+{daemons} of its daemons are not supervised any more.
+{warning}Without BYOC_PLANE_SENDERS the consumer accepts its messages until its role may not send.
 A message that arrives later supervises its daemon again: then run this command again.
 
 Delete by hand, after the last bill:
@@ -57,10 +59,15 @@ Delete by hand, after the last bill:
 - the statements of its role in the policies of bucket and queue, or its --account
 - its objects below {prefix}org={organization}/, with --tenants below
   {prefix}account=ACCOUNT/org={organization}/; archives have the records of all organizations
-- its user in ClickHouse: DROP USER IF EXISTS `{organization}`
-- its rows:
+{user}- its rows:
 {statements}
 """
+SHARED_TOKEN = """\
+The registry has a token without an organization, which may send for every customer: if this
+customer has it, replace it.
+"""  # noqa: S105  a message
+DROP_USER = "- its user in ClickHouse: DROP USER IF EXISTS `{organization}`\n"
+ADMINISTRATOR = "default"  # the first user of ClickHouse, which no customer is
 TABLES = (
     *("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas", "byoc_grants"),
     *("byoc_progress", "byoc_usage_rejected"),
@@ -135,7 +142,8 @@ def main(argv: Sequence[str]) -> int:
                 return _add(registry, asked)
             case "rotate":
                 return _rotate(registry, asked)
-        return _remove(registry, asked.organization, os.environ)
+        (plane,) = load([PlaneSettings], os.environ, {})
+        return asyncio.run(_remove(registry, asked.organization, plane))
     except RegistryError as error:
         raise ConfigError([str(error)]) from error
     except FileExistsError as error:
@@ -149,17 +157,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _add(registry: Registry, asked: argparse.Namespace) -> int:
     values = _values(asked)  # before anything is changed
-    with registry.locked():
-        if registry.has(asked.organization):
-            if asked.secrets:
-                raise RegistryError(
-                    f"{asked.organization}: has credentials: expected no --secrets to print the"
-                    f" values of a service, or `tenant rotate {asked.organization}`"
-                )
-        else:
-            _make_credentials(registry, asked)
+    with registry.locked(create=True):
+        known = registry.has(asked.organization)
+        if known and asked.secrets and not _are_accepted(registry, asked):
+            raise RegistryError(
+                f"{asked.organization}: has credentials: expected no --secrets to print the"
+                f" values of a service, or `tenant rotate {asked.organization}`"
+            )
+        if asked.sender:
+            registry.check_sender(asked.organization, asked.sender)
+        made = None if known else _write_credentials(asked)
+        # Before the credentials: while there are none, the same command completes the step.
         if asked.sender:
             registry.add_sender(asked.organization, asked.sender)
+        if made:
+            registry.add_credentials(asked.organization, *made)
     sys.stdout.write(values)
     return 0
 
@@ -174,25 +186,39 @@ def _rotate(registry: Registry, asked: argparse.Namespace) -> int:
             registry.finish_rotation(asked.organization)
         elif asked.cancel:
             registry.cancel_rotation(asked.organization)
-        elif registry.has_rotation(asked.organization):
+        elif not registry.has_rotation(asked.organization):
+            registry.add_credentials(asked.organization, *_write_credentials(asked))
+        elif not _are_accepted(registry, asked):
             registry.add_credentials(asked.organization, "", "")  # raises
-        else:
-            _make_credentials(registry, asked)
     return 0
 
 
-def _make_credentials(registry: Registry, asked: argparse.Namespace) -> None:
-    """Write new credentials for the customer, then accept them: none is accepted that is lost."""
+def _are_accepted(registry: Registry, asked: argparse.Namespace) -> bool:
+    """Return whether --secrets has the newest credentials, so the step is done; state it if so."""
+    if asked.secrets is None:
+        return False
+    try:
+        found = [(asked.secrets / name).read_text() for name in (TOKEN, SIGNING_SECRET)]
+    except (OSError, UnicodeDecodeError):
+        return False
+    if not registry.is_newest(asked.organization, *found):
+        return False
+    sys.stderr.write(f"{asked.organization}: the credentials in {asked.secrets} are accepted\n")
+    return True
+
+
+def _write_credentials(asked: argparse.Namespace) -> tuple[str, str]:
+    """Write a new token and signing secret for the customer: none is accepted that is lost."""
     if asked.secrets is None:
         raise RegistryError("--secrets: is required: a directory for the new credentials")
     token = secrets.token_urlsafe(SECRET_BYTES)
     signing_secret = f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
     asked.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Without a line end: the customer puts the files into a Secret as they are.
-    write_secret(asked.secrets / "token", token)
-    write_secret(asked.secrets / "signing-secret", signing_secret)
+    write_secret(asked.secrets / TOKEN, token)
+    write_secret(asked.secrets / SIGNING_SECRET, signing_secret)
     sync_directory(asked.secrets)
-    registry.add_credentials(asked.organization, token, signing_secret)
+    return token, signing_secret
 
 
 def _values(asked: argparse.Namespace) -> str:
@@ -235,18 +261,26 @@ def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
-def _remove(registry: Registry, organization: str, environ: Mapping[str, str]) -> int:
-    (plane,) = load([PlaneSettings], environ, {})  # before anything is changed
-    with registry.locked():
-        registry.remove(organization)
-    try:
-        daemons = asyncio.run(_retire(plane, organization))
-    except StoreError as error:
-        sys.stderr.write(
-            f"{organization}: its deliveries are refused, but its daemons are still supervised:"
-            f" {error}: expected ClickHouse at BYOC_PLANE_STORE_URL; run the command again\n"
+async def _remove(registry: Registry, organization: str, plane: PlaneSettings) -> int:
+    # The store is opened before anything is changed: chdb may not be installed.
+    async with open_store(plane.store_url, plane.store_password) as store:
+        with registry.locked():
+            removed = registry.remove(organization)
+            shared = registry.has("")  # a line without an organization
+        result = (
+            f"its lines in the registry are removed ({removed}), so its own credentials are refused"
+            if removed
+            else "had no credentials in this registry, so nothing was removed there"
         )
-        return 1
+        try:
+            daemons = await retire(store, organization)
+        except StoreError as error:
+            sys.stderr.write(
+                f"{organization}: {result}, but its daemons are still supervised: {error}:"
+                " expected ClickHouse at BYOC_PLANE_STORE_URL; run the command again\n"
+            )
+            return 1
+    user = "" if organization == ADMINISTRATOR else DROP_USER.format(organization=organization)
     statements = "\n".join(
         f"  ALTER TABLE {table} DELETE WHERE organization_id = '{organization}';"
         for table in TABLES
@@ -254,17 +288,15 @@ def _remove(registry: Registry, organization: str, environ: Mapping[str, str]) -
     sys.stdout.write(
         TO_DELETE.format(
             organization=organization,
+            result=result,
             daemons=daemons,
+            warning=SHARED_TOKEN if shared else "",
             prefix=DEFAULT_PREFIX,
+            user=user,
             statements=statements,
         )
     )
     return 0
-
-
-async def _retire(plane: PlaneSettings, organization: str) -> int:
-    async with open_store(plane.store_url, plane.store_password) as store:
-        return await retire(store, organization)
 
 
 async def retire(store: Store, organization: str) -> int:

@@ -35,7 +35,7 @@ from lab.demo.alertmanager import Alertmanager
 from lab.demo.aws import REGION, Aws, embedded
 from lab.demo.daemons import Daemons
 from lab.demo.fifo import queue
-from lab.demo.process import DemoError, forget_accounts, started, written
+from lab.demo.process import DemoError, forget_accounts, started, tail, written
 from lab.demo.snapshot import EXPORTER, FORWARDER, SCRAPER
 from lab.demo.storage import BUCKET, bucket
 from lab.demo.workload_process import running_workload
@@ -60,6 +60,7 @@ STREAMS = {
     "byoc_state": f"SELECT count() AS n FROM byoc_state FINAL{OWN}",
     "byoc_alerts": f"SELECT count() AS n FROM byoc_alerts FINAL{OWN} AND type = 'byoc.alert.v1'",
 }
+PLANE_LOG = "control-plane.log"
 LOAD_SECONDS = 2.0  # between two listings of the bucket
 ONCE_SECONDS = 180.0  # for all rows to be there
 
@@ -143,7 +144,7 @@ async def play(directory: Path, url: str, password: str, *, once: bool) -> int:
             "BYOC_PLANE_EVENTS_LISTEN": "127.0.0.1:0",
         }
         parts = ["receiver", "consumer"]
-        plane = await enter(running_plane(parts, directory / "control-plane.log", settings))
+        plane = await enter(running_plane(parts, directory / PLANE_LOG, settings))
         _say(f"store    {store_url}  (curl {store_url} --data 'SELECT * FROM fleet_now')")
         _say(f"service  {service}")
         _say(f"metrics  {plane.metrics_url}")
@@ -170,7 +171,7 @@ async def play(directory: Path, url: str, password: str, *, once: bool) -> int:
         stack.push_async_callback(lambda: loading)
         stack.callback(stop.set)
         await _notify(daemons, Alertmanager(session))
-        await _until_all_arrive(found, directory)
+        await wait_until_all_arrive(found, directory, ONCE_SECONDS)
         if not once:
             await _show_until_cancelled(found)
         _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await found.count()).items()))
@@ -181,7 +182,8 @@ async def play(directory: Path, url: str, password: str, *, once: bool) -> int:
         await daemons.stop()
         _say(f"heads    {confirm_heads(directory / 'state', heads)} confirmed by the ledgers")
         if code := await plane.stop():
-            raise DemoError(f"the control plane ended with exit code {code}")
+            last = tail(directory / PLANE_LOG)
+            raise DemoError(f"the control plane ended with exit code {code}; last lines:\n{last}")
     return 0
 
 
@@ -215,14 +217,20 @@ def _webhook(status: Mapping[str, Any]) -> str:
     return str(status.get(FORWARDER, {}).get("webhook_address", ""))
 
 
-async def _until_all_arrive(found: RunRows, directory: Path) -> None:
+async def wait_until_all_arrive(found: RunRows, directory: Path, seconds: float) -> None:
+    """Wait for the rows. Raises DemoError with the last lines of each log: they are deleted."""
     try:
-        async with asyncio.timeout(ONCE_SECONDS):
+        async with asyncio.timeout(seconds):
             while not await found.are_complete():  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.5)
     except TimeoutError:
         arrived = (await found.count(), await found.fetch(AGENTS))
-        raise DemoError(f"not all streams arrived: {arrived}; logs in {directory}") from None
+        logs = await asyncio.to_thread(_last_lines, directory)
+        raise DemoError(f"not all streams arrived: {arrived}\n{logs}") from None
+
+
+def _last_lines(directory: Path) -> str:
+    return "\n".join(f"{log.name}:\n{tail(log)}" for log in sorted(directory.glob("*.log")))
 
 
 def is_described(row: Mapping[str, Any]) -> bool:

@@ -70,12 +70,16 @@ class Daemons:
     async def stop(self) -> None:
         """Stop them with SIGTERM. Raises DemoError if the exit code is not 0."""
         if code := await self._end(signal.SIGTERM):
-            raise DemoError(f"the daemons ended with exit code {code}, see {self.log}")
+            raise self._ended(code)
 
     async def _end(self, number: signal.Signals) -> int:
         child, self.child = self.child, None
         assert child is not None, "nothing was started"
         return await end(child, number)
+
+    def _ended(self, code: int) -> DemoError:
+        last = tail(self.log)  # the log may be deleted before the message is read
+        return DemoError(f"the daemons ended with exit code {code}; their last lines:\n{last}")
 
     async def status(self) -> dict[str, Any]:
         """Return daemon -> its part of /status; empty while they do not run."""
@@ -93,7 +97,7 @@ class Daemons:
         if self.child is None:
             return b""
         if self.child.returncode is not None:
-            raise DemoError(f"the daemons ended with exit code {self.child.returncode}")
+            raise self._ended(self.child.returncode)
         try:
             async with self._session.get(f"{self._url}/{name}", timeout=PATIENT) as response:
                 return await response.read()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,38 @@ async def test_files_that_are_no_requests_are_left_out(harness: Harness) -> None
         assert len((await harness.get())[1]) == 1
     named = [line["file"] for line in lines if line["event"] == "requests.not_a_request"]
     assert len(named) == len(set(named)) == 7, "each is logged once"
+
+
+def with_payload(change: Callable[[str], str]) -> bytes:
+    """Return a signed request whose payload is written in another way."""
+    reason = {"kind": "incident", "ticket": "CS-1234", "text": "why??? >>> ~~~"}
+    envelope = json.loads(request_envelope(reason=reason))
+    return json.dumps(envelope | {"payload": change(envelope["payload"])}).encode()
+
+
+async def test_a_payload_in_the_base64_of_urls_is_listed(harness: Harness) -> None:
+    """DSSE allows both alphabets, and the broker reads both."""
+    ordinary = with_payload(lambda text: text)
+    url_safe = with_payload(lambda text: text.translate(str.maketrans("+/", "-_")))
+    assert url_safe != ordinary
+    harness.write(url_safe)
+    assert len((await harness.get())[1]) == 1
+
+
+@pytest.mark.parametrize("characters", ["!", " ", "\n"])
+async def test_a_payload_with_characters_outside_base64_is_left_out(
+    characters: str, harness: Harness
+) -> None:
+    harness.write(with_payload(lambda text: text[:8] + characters + text[8:]))
+    with capture_logs() as lines:
+        assert (await harness.get())[1] == []
+    assert [line["event"] for line in lines] == ["requests.not_a_request"]
+
+
+async def test_an_envelope_with_a_field_that_is_given_twice_is_left_out(harness: Harness) -> None:
+    envelope = request_envelope()
+    harness.write(b'{"payload":"e30=",' + envelope[1:])
+    assert (await harness.get())[1] == []
 
 
 async def test_more_requests_than_a_broker_takes_are_left_for_later(harness: Harness) -> None:

@@ -528,6 +528,14 @@ def test_a_missing_response_is_no_agreement(
         (["--bucket", "s3://x"], "--bucket: invalid value"),
         (["--region", "nowhere"], "BYOC_REGION: invalid value 'nowhere'"),
         (["--service-account", ""], "--oidc-provider: expected together"),
+        *(
+            (["--oidc-provider", value], f"--oidc-provider: invalid value {value!r}")
+            for value in ('oidc.x/"${y}', "http://oidc.x/y", "oidc", "oidc.x:443/y", "oidc.x/*")
+        ),
+        *(
+            (["--service-account", value], f"--service-account: invalid value {value!r}")
+            for value in ("*/*", "byoc", "byoc/", "byoc/*", "Byoc/x", "byoc/x,", "a.b/x", "a/x y")
+        ),
     ],
 )
 def test_a_mistake_is_named(
@@ -535,3 +543,17 @@ def test_a_mistake_is_named(
 ) -> None:
     assert stack(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        "oidc.eks.eu-central-1.amazonaws.com/id/0123456789ABCDEF",
+        "https://container.googleapis.com/v1/projects/p-1/locations/eu/clusters/c_1",
+        "https://eastus.oic.prod-aks.azure.com/0a1b/2c3d/",
+        "issuer.example.com",
+    ],
+)
+def test_issuers_of_clusters_are_accepted(issuer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stack("--oidc-provider", issuer, "--service-account", "byoc/a.b-1,default") == 0
+    assert f"oidc-provider/{issuer.removeprefix('https://')}" in capsys.readouterr().out

@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import shutil
 import stat
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -79,7 +83,7 @@ def test_add_makes_credentials_that_only_the_owner_can_read(registry: Path, tmp_
     assert secret.startswith("whsec_")
     assert not (token + secret)[-1].isspace()
     files = [*registry.iterdir(), *(tmp_path / "new").iterdir()]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files if path.name != "lock"} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
 def test_add_prints_the_vendors_values_with_those_of_the_customer(
@@ -140,16 +144,20 @@ def test_a_second_service_gets_values_and_no_credentials(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["add", "org-2", "--service", "s"], "--secrets: is required"),
+        (["add", "org-3", "--service", "s"], "--secrets: is required"),
         (["add", "org-1", "--service", "s", "--secrets", "x"], "org-1: has credentials"),
+        (["add", "org-1", "--service", "s", "--secrets", "two"], "org-1: has credentials"),
         (["add", "org-1", "--service", "s", "--values", "none.yaml"], "--values none.yaml: "),
         (["add", "org-1", "--service", "s", "--tenants"], "--tenants: expected --role"),
-        (["add", "org-2", "--service", "s", "--secrets", "new"], "token exists: expected"),
-        (["rotate", "org-2", "--secrets", "x"], "org-2: is unknown"),
+        (["add", "org-3", "--service", "s", "--secrets", "new"], "token exists: expected"),
+        (["rotate", "org-3", "--secrets", "x"], "org-3: is unknown"),
         (["rotate", "org-1"], "--secrets: is required"),
         (["rotate", "org-1", "--finish"], "org-1: no rotation has begun"),
         (["rotate", "org-1", "--cancel"], "org-1: no rotation has begun"),
         (["rotate", "org-1", "--finish", "--secrets", "x"], "--secrets: expected neither"),
+        (["rotate", "org-1", "--secrets", "new"], "token exists: expected"),
+        (["add", "org-1", "--service", "s", "--sender", "AROATWO"], "AROATWO sends for org-2"),
+        (["add", "org-3", "--service", "s", "--secrets", "x", "--sender", "AROATWO"], "AROATWO"),
         (["remove", "org-1"], "BYOC_PLANE_STORE_URL: is required"),
     ],
 )
@@ -164,6 +172,9 @@ def test_a_step_that_is_refused_changes_nothing(  # noqa: PLR0917  fixtures
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BYOC_PLANE_STORE_URL", raising=False)
     add(registry, Path("new"))
+    assert not tenant(
+        registry, "add", "org-2", "--service", "s", "--secrets", "two", "--sender", "AROATWO"
+    )
     before = {name: (registry / name).read_bytes() for name in HEADERS}
     capsys.readouterr()
     assert tenant(registry, *arguments) == 2
@@ -171,6 +182,7 @@ def test_a_step_that_is_refused_changes_nothing(  # noqa: PLR0917  fixtures
     assert message in said.err
     assert said.out == ""
     assert {name: (registry / name).read_bytes() for name in HEADERS} == before
+    assert not Path("x").exists()
 
 
 @pytest.mark.parametrize("organization", ["org 1", "org:1", "org'1", ""])
@@ -283,6 +295,206 @@ def test_an_add_that_was_killed_is_begun_again(
     assert not tenant(registry, *asked)
     tokens, signing_secrets = accepted(registry)
     assert (tokens[1:], signing_secrets[1:]) == pairs(tmp_path / "new")
+
+
+POINTS = 64  # more than a step has
+KILL = """
+import os, signal, sys
+from byoc_control_plane import cli
+
+CALLS = {"open", "os.rename", "os.mkdir", "os.remove"}
+
+def run(argv, point):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = [point]
+    def kill(event, arguments):
+        if event in CALLS and str(arguments[0]).startswith(("registry", "secrets")):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+    sys.addaudithook(kill)
+    os._exit(cli.main(argv))
+
+top, *argv = sys.argv[1:]
+killed = 0
+for place in sorted(os.listdir(top)):
+    os.chdir(os.path.join(top, place))
+    killed += run(argv, int(place)) == -signal.SIGKILL
+print(killed)
+"""
+
+
+def kill_everywhere(top: Path, *arguments: str) -> int:
+    """Run a step in each directory and kill it before its call of that number; count the kills."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, str(top), "tenant", *arguments, "--registry", "registry"],
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("step", ["add", "rotate"])
+def test_a_step_that_was_killed_anywhere_is_completed_by_the_same_command(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it leaves files that are accepted nowhere, the command says: delete them."""
+    places = [tmp_path / f"{point:02}" for point in range(POINTS)]
+    asked = {
+        "add": ("add", "org-1", "--service", "svc-1", "--sender", "AROAONE"),
+        "rotate": ("rotate", "org-1"),
+    }[step] + ("--secrets", "secrets")
+    for place in places:
+        place.mkdir()
+        if step == "rotate":
+            add(place / "registry", place / "old")
+    killed = kill_everywhere(tmp_path, *asked)
+    assert 10 < killed < POINTS
+    for place in places[:killed]:
+        monkeypatch.chdir(place)
+        registry = Path("registry")
+        capsys.readouterr()
+        if code := tenant(registry, *asked):
+            assert code == 2
+            assert "are accepted nowhere: delete them" in capsys.readouterr().err
+            shutil.rmtree("secrets")
+            assert not tenant(registry, *asked)
+        made = [Path("secrets")] if step == "add" else [Path("old"), Path("secrets")]
+        assert accepted(registry) == pairs(*made)
+        if step == "add":
+            assert entries(registry, SENDERS) == ["org-1:AROAONE"]
+            assert "serviceId: svc-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", ["add", "rotate"])
+def test_a_step_that_is_done_changes_nothing_when_it_is_run_again(
+    step: str, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It differs from a mistake: the directory has the newest credentials."""
+    add(registry, tmp_path / "a")
+    asked: tuple[str | Path, ...] = ("add", "org-1", "--service", "s", "--secrets", tmp_path / "a")
+    if step == "rotate":
+        asked = ("rotate", "org-1", "--secrets", tmp_path / "b")
+        assert not tenant(registry, *asked)
+    before = accepted(registry)
+    assert not tenant(registry, *asked)
+    assert f"org-1: the credentials in {asked[-1]} are accepted" in capsys.readouterr().err
+    assert accepted(registry) == before
+    if step == "rotate":
+        assert tenant(registry, "rotate", "org-1", "--secrets", tmp_path / "a") == 2
+        assert not tenant(registry, "rotate", "org-1", "--finish")
+        capsys.readouterr()
+        assert tenant(registry, "rotate", "org-1", "--finish") == 2
+        assert "no rotation has begun, or it has ended already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_file_that_is_not_text_is_named(
+    name: str, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(registry, tmp_path / "a")
+    (registry / name).write_bytes(b"\xff\n")
+    again = ("add", "org-2", "--service", "s", "--secrets", tmp_path / "b", "--sender", "AROATWO")
+    assert tenant(registry, *again) == 2
+    assert f"{registry / name}: is not UTF-8: expected" in capsys.readouterr().err
+    assert (registry / name).read_bytes() == b"\xff\n"
+
+
+def test_a_lock_that_is_a_link_to_another_file_is_refused(registry: Path, tmp_path: Path) -> None:
+    registry.mkdir()
+    other = tmp_path / "other"
+    other.write_text("content")
+    (registry / "lock").symlink_to(other)
+    assert tenant(registry, "add", "org-1", "--service", "s", "--secrets", tmp_path / "new") == 2
+    assert other.read_text() == "content"
+
+
+class ClickHouse(BaseHTTPRequestHandler):
+    """Says of each organization that one of its daemons is supervised."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b'{"daemons":"1"}\n'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def clickhouse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve a store that the command finds by its setting."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), ClickHouse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("BYOC_PLANE_STORE_URL", f"http://127.0.0.1:{server.server_port}/")
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("clickhouse")
+def test_remove_says_what_it_removed(
+    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for organization in ("org-1", "default"):
+        add(registry, tmp_path / organization, organization)
+    expected = {
+        "org-1": "org-1: its lines in the registry are removed (2), so its own credentials are",
+        "org-9": "org-9: had no credentials in this registry, so nothing was removed there.\n",
+        "default": "default: its lines in the registry are removed (2)",
+    }
+    for organization, begin in expected.items():
+        capsys.readouterr()
+        assert not tenant(registry, "remove", organization)
+        said = capsys.readouterr().out
+        assert said.startswith(begin)
+        assert "\n1 of its daemons are not supervised any more.\n" in said
+        # `default` is the administrator in ClickHouse.
+        assert (f"DROP USER IF EXISTS `{organization}`" in said) is (organization != "default")
+        assert "a token without an organization" not in said
+    assert accepted(registry) == ([], [])
+    capsys.readouterr()
+    assert not tenant(registry, "remove", "org-1")  # again
+    assert "org-1: had no credentials in this registry" in capsys.readouterr().out
+    (registry / TOKENS).write_text(f"{HEADERS[TOKENS]}\na-token-for-all-customers\n")
+    assert not tenant(registry, "remove", "org-1")
+    assert "The registry has a token without an organization" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("clickhouse")
+@pytest.mark.parametrize("step", ["remove", "rotate"])
+def test_a_directory_that_is_not_a_registry_is_not_made_one(
+    step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for directory in (tmp_path / "mistyped", tmp_path / "empty"):
+        assert tenant(directory, step, "org-1") == 2
+        said = capsys.readouterr()
+        assert (said.out, f"{directory}: is not a registry: expected" in said.err) == ("", True)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "empty"]
+
+
+def test_a_store_that_cannot_be_opened_is_found_before_anything_is_removed(
+    registry: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BYOC_PLANE_STORE_URL", f"chdb:{tmp_path / 'chdb'}")
+    monkeypatch.setitem(sys.modules, "chdb.session", None)  # as if it were not installed
+    add(registry, tmp_path / "a")
+    before = accepted(registry)
+    assert tenant(registry, "remove", "org-1") == 2
+    assert "chdb is not installed" in capsys.readouterr().err
+    assert accepted(registry) == before
 
 
 def test_files_keep_the_mode_that_the_receiver_needs(registry: Path, tmp_path: Path) -> None:
