@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError, FlexibleChecksumError
 
+from byoc_agents.errors import Reason, SendError
 from byoc_control_plane.quick_get import ListPage, QuickGet
 
 GETS_IN_FLIGHT = 32
+MANY_DENIED = 32  # objects: so many, and none that can be read, are no fault of single objects
 DELETES = 1000  # keys of one DeleteObjects; S3 quota
 
 
@@ -39,6 +41,13 @@ class Bucket:
         self._client = client
         self._name = name
         self._quick = quick
+        self._any_read = False
+        self._denied: list[str] = []  # reasons; at most MANY_DENIED
+
+    def check_readable(self) -> None:
+        """Raise SendError if many objects were denied, and none could be read."""
+        if len(self._denied) >= MANY_DENIED and not self._any_read:
+            raise SendError(Reason.FORBIDDEN, f"no object can be read: {self._denied[0]}")
 
     async def list_objects(self, prefix: str) -> AsyncIterator[Listed]:
         """Yield all objects with a prefix, in the order of their keys."""
@@ -59,18 +68,27 @@ class Bucket:
     async def get(self, key: str) -> bytes | str | None:
         """Return an object's bytes. None: it does not exist. Text: why they cannot be had."""
         if self._quick and (found := await self._quick.get(key)) is not None:
+            self._any_read = True
             return found
         try:
             response = await self._client.get_object(Bucket=self._name, Key=key)
             async with response["Body"] as stream:
                 body: bytes = await stream.read()
+                self._any_read = True
                 return body
         except FlexibleChecksumError as error:
             return str(error)
         except ClientError as error:
-            if error.response["Error"]["Code"] == "NoSuchKey":
+            code = error.response["Error"]["Code"]
+            if code == "NoSuchKey":
                 return None
-            raise
+            if code == "InvalidObjectState":  # of an archive storage class
+                return str(error)
+            if code != "AccessDenied" and not code.startswith("KMS."):
+                raise
+            if len(self._denied) < MANY_DENIED:
+                self._denied.append(str(error))
+            return str(error)
 
     async def get_in_order(
         self, items: AsyncIterable[Listed]

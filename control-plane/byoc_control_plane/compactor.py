@@ -97,7 +97,8 @@ class Compactor:
     async def run(self, before: str) -> Tally:
         """Archive all hours before `YYYY-MM-DDTHH`, the oldest first; return the tally.
 
-        Raises the client's errors. May be called again after any of them.
+        Raises the client's errors, and SendError if no object can be read. May be called again
+        after any of them.
         """
         self._tally = Tally()
         self._confirmed.clear()
@@ -114,6 +115,7 @@ class Compactor:
                 except ExistsError as error:
                     why = "it exists with other bytes: is another process at work?"
                     self._hold(str(error), why)
+        self._bucket.check_readable()
         self._metrics.held_objects.set(self._tally.held)
         return self._tally
 

@@ -1,8 +1,9 @@
 """The compactor: nothing lost, nothing counted twice, the same bytes after every crash."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from random import Random
+from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -17,10 +18,11 @@ from byoc_agents.billing.archive import (
     parse_shard,
 )
 from byoc_agents.billing.objects import HOUR_MS, SharedNumbers, parse_key, seal
+from byoc_agents.errors import SendError
 from byoc_agents.message import Message
 from byoc_control_plane.key_list import ITEM_BYTES
 from lab.fakes.billing import NOON_MS, altered, core_seconds, objects
-from lab.fakes.http import Behavior, Request, close, lose, serve, serving
+from lab.fakes.http import Behavior, Request, close, lose, reply, serve, serving
 from tests.unit.billing.buckets import rewritten, torn
 from tests.unit.control_plane.compactor_harness import (
     ARCHIVE,
@@ -251,6 +253,45 @@ async def test_a_damaged_object_stays_and_is_reported(change: Callable[[Message]
     assert tally.archived == len(messages) - 1
     assert harness.value("byoc_plane_held_objects") == 1
     assert by_key(after) == by_key(originals)
+
+
+def denying(keys: Collection[str], code: str) -> Callable[[Request], Behavior]:
+    """Return a script in which S3 refuses each GET of these objects."""
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    refused = reply(403, {"content-type": "application/xml"}, body)
+
+    def script(request: Request) -> Behavior:
+        path = unquote(request.path)
+        denied = request.method == "GET" and any(path.endswith(key) for key in keys)
+        return refused if denied else serve
+
+    return script
+
+
+@pytest.mark.parametrize("code", ["InvalidObjectState", "AccessDenied", "KMS.DisabledException"])
+async def test_an_object_that_s3_refuses_is_held_and_the_others_are_archived(code: str) -> None:
+    messages = landing()
+    async with opened(messages, denying([messages[3].id], code)) as harness:
+        tally = await harness.compact()
+    assert (tally.archived, tally.deleted, tally.held) == (26, 26, 1)
+    assert list(harness.stored(archived=False)) == [messages[3].id]
+    assert harness.value("byoc_plane_held_objects") == 1
+
+
+async def test_a_run_that_may_read_no_object_fails() -> None:
+    messages = landing(5)
+    keys = [message.id for message in messages]
+    async with opened(messages, denying(keys, "AccessDenied")) as harness:
+        with pytest.raises(SendError, match=r"no object can be read: .*AccessDenied"):
+            await harness.compact()
+    assert sorted(harness.s3.objects) == sorted(keys)
+
+
+async def test_credentials_that_s3_refuses_hold_no_object() -> None:
+    messages = landing(1)
+    async with opened(messages, denying([messages[3].id], "InvalidAccessKeyId")) as harness:
+        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+            await harness.compact()
 
 
 async def test_objects_in_conflict_all_stay() -> None:
