@@ -180,7 +180,9 @@ async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
             store = await stack.enter_async_context(
                 open_store(plane.store_url, plane.store_password)
             )
-            await _prepare(store, plane)
+            if not await _prepare_unless(stop, store, plane):
+                log.close()
+                return 0
             process = Process(store, plane, stack)
             tasks = [asyncio.ensure_future(process.inserter.run())]
             try:
@@ -213,6 +215,24 @@ async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
                 await asyncio.gather(*tasks, return_exceptions=True)
     log.close()
     return 0
+
+
+async def _prepare_unless(stop: asyncio.Event, store: Store, settings: PlaneSettings) -> bool:
+    """Prepare ClickHouse; return whether it is ready, or False as soon as `stop` is set.
+
+    Raises ConfigError if a table cannot be used as it is.
+    """
+    prepared = asyncio.ensure_future(_prepare(store, settings))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([prepared, stopped], return_when="FIRST_COMPLETED")
+        if prepared.done():
+            prepared.result()
+        return prepared.done()
+    finally:
+        for task in (prepared, stopped):
+            task.cancel()
+        await asyncio.gather(prepared, stopped, return_exceptions=True)
 
 
 async def _prepare(store: Store, settings: PlaneSettings) -> None:
