@@ -27,6 +27,7 @@ from byoc_control_plane.store import RowsRefusedError, StoreError
 BATCH = 10  # messages of one ReceiveMessage and of one DeleteMessageBatch; SQS quotas
 WAIT_SECONDS = 2  # of a long poll: an empty response means that no message waited anywhere
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # after failures
+LONGEST_VISIBILITY_SECONDS = 120  # twice what an insert may take with the one that it waits for
 STREAM = "state"
 
 
@@ -90,7 +91,7 @@ class Consumer:
     async def poll(self) -> int:
         """Receive, store and delete one batch; return its number of messages.
 
-        Raises the errors of the client and StoreError; then nothing of the batch was deleted.
+        Raises the errors of the client and StoreError; then the batch is delivered again.
         """
         asked_ms = self._progress.now_ms
         response = await self._client.receive_message(
@@ -106,9 +107,9 @@ class Consumer:
         )
         messages: Sequence[Mapping[str, Any]] = response.get("Messages") or ()
         rows = await self._store(messages) if messages else []
-        self._progress.observe(asked_ms, late=_find_late(messages, rows, asked_ms))
-        if messages:
-            await self._delete(messages)
+        all_deleted = await self._delete(messages) if messages else True
+        late = _find_late(messages, rows, asked_ms)
+        self._progress.observe(asked_ms, caught_up=all_deleted, late=late)
         return len(messages)
 
     async def _store(self, messages: Sequence[Mapping[str, Any]]) -> list[TableRow]:
@@ -149,7 +150,11 @@ class Consumer:
             return _reject(message, str(error))
         return row
 
-    async def _delete(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    async def _delete(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Delete a batch; return whether the queue deleted all of it.
+
+        What it did not delete is delivered again, and stored as the same row.
+        """
         response = await self._client.delete_message_batch(
             QueueUrl=self._queue_url,
             Entries=[
@@ -157,8 +162,25 @@ class Consumer:
                 for number, message in enumerate(messages)
             ],
         )
-        for failed in response.get("Failed") or ():  # delivered again, and stored as the same row
-            self._log.warning("message.not_deleted", code=failed.get("Code"))
+        failures = response.get("Failed") or ()
+        if failures:
+            self._metrics.queue_errors.inc()
+            codes = sorted({str(failed.get("Code")) for failed in failures})
+            self._log.error("messages.not_deleted", messages=len(failures), codes=codes)
+            if any(failed.get("SenderFault") for failed in failures):
+                self._extend_visibility()
+        return not failures
+
+    def _extend_visibility(self) -> None:
+        """Ask for twice the time: the insert took longer, so the receipt handles had expired.
+
+        Otherwise no message would ever be deleted while ClickHouse is so slow.
+        """
+        if self._visibility_seconds < LONGEST_VISIBILITY_SECONDS:
+            seconds = min(2 * self._visibility_seconds, LONGEST_VISIBILITY_SECONDS)
+            self._visibility_seconds = seconds
+            self._progress.expect_redelivery(seconds)
+            self._log.warning("consumer.visibility_extended", seconds=seconds)
 
 
 def _sent_ms(message: Mapping[str, Any]) -> int:

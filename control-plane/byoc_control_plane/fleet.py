@@ -123,7 +123,7 @@ SELECT
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
 FROM billing_completeness_since(since = '{since}')
-WHERE day > toDate('{since}') {own}
+WHERE day > toDate('{since}') AND day <= toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1 {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
@@ -136,7 +136,7 @@ SELECT
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
 FROM billing_completeness_since(since = '{since}')
-WHERE day > toDate('{since}') {own}
+WHERE day > toDate('{since}') AND day <= toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1 {own}
 GROUP BY organization_id, service_id
 HAVING missing > 0 OR uncovered > 0 OR gaps > 0
 ORDER BY missing DESC, uncovered DESC, gaps DESC, organization_id, service_id
@@ -149,7 +149,7 @@ SELECT
     max(alert_delay_seconds) AS alert_delay,
     min(usage_complete_ratio) AS complete
 FROM slo_since(since = '{since}') AS slo
-WHERE day > toDate('{since}') {own}
+WHERE day > toDate('{since}') AND day <= toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1 {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
@@ -173,7 +173,8 @@ SELECT
     record
 FROM grants_now
 WHERE (NOT ended OR since >= toDateTime('{since} 00:00:00', 'UTC')) {own}
-ORDER BY ended, since DESC, organization_id, service_id, grant_id
+ORDER BY ended, NOT (state IN ('opening', 'open', 'closing') AND ends_ms BETWEEN 1 AND {now_ms}),
+    since DESC, organization_id, service_id, grant_id
 LIMIT {rows}"""
 QUERIES = {
     "counts": COUNTS,

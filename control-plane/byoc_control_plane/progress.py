@@ -112,6 +112,10 @@ class Progress:
         else:
             self._delayed |= dict.fromkeys(late, self._at_ms)
 
+    def expect_redelivery(self, seconds: float) -> None:
+        """Record that a message that was lost here comes again only after so long."""
+        self._redelivery_seconds = seconds
+
     def delay(self, organization_id: str) -> None:
         """Record that messages of one organization were refused for their number."""
         if self._at_ms is not None and organization_id:

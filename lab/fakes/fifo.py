@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -25,7 +25,7 @@ class Queued:
     sender_id: str
     visible_at: float = 0.0  # monotonic seconds
     receives: int = 0
-    handles: set[str] = field(default_factory=set)
+    handle: str = ""  # of the newest delivery; the others have expired
 
 
 class FakeFifo(FakeSqs):
@@ -113,7 +113,7 @@ class FakeFifo(FakeSqs):
 
     def _deliver(self, group: str, one: Queued) -> dict[str, Any]:
         handle = f"handle-{next(self._numbers)}"
-        one.handles.add(handle)
+        one.handle = handle
         one.receives += 1
         self.deliveries += 1
         self._by_handle[handle] = group, one
@@ -131,11 +131,24 @@ class FakeFifo(FakeSqs):
         }
 
     def _delete(self, asked: dict[str, Any]) -> Reply:
+        """Delete messages. AWS documents that a handle expires with the visibility."""
+        now = self._monotonic()
+        deleted, failed = [], []
         for entry in asked["Entries"]:
-            group, one = self._by_handle.pop(entry["ReceiptHandle"], ("", None))
-            if one is not None and one in self.groups.get(group, ()):
+            group, one = self._by_handle.get(entry["ReceiptHandle"], ("", None))
+            if one is None or one not in self.groups.get(group, ()):
+                deleted.append({"Id": entry["Id"]})  # a deletion may be repeated
+            elif one.visible_at <= now or one.handle != entry["ReceiptHandle"]:
+                failed.append({
+                    "Id": entry["Id"],
+                    "SenderFault": True,
+                    "Code": "InvalidParameterValue",
+                    "Message": "The receipt handle has expired.",
+                })  # fmt: skip
+            else:
+                del self._by_handle[entry["ReceiptHandle"]]
                 self.groups[group].remove(one)
+                deleted.append({"Id": entry["Id"]})
                 if not self.groups[group]:
                     del self.groups[group]
-        deleted = [{"Id": entry["Id"]} for entry in asked["Entries"]]
-        return sqs_response({"Successful": deleted, "Failed": []})
+        return sqs_response({"Successful": deleted, "Failed": failed})

@@ -10,6 +10,7 @@ import pytest
 
 from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.fleet import GRANTS, fill_query
 from byoc_control_plane.rows import build_row, build_sent
 from lab.fakes.core import START_MS
@@ -75,6 +76,29 @@ def test_a_request_has_one_row_with_all_its_states(
     assert (shown["sent_ms"], shown["opened_ms"]) == (START_MS - 5000, START_MS + 3000)
     assert (shown["since_ms"], shown["queries"], shown["rows_read"]) == (START_MS + 6000, 3, 7)
     assert page(engine, "org-2") == []
+
+
+def test_access_that_is_overdue_is_before_any_number_of_newer_requests(
+    engine: chdb.session.Session,
+) -> None:
+    """The page shows 200 requests, and names the overdue ones as a problem."""
+    empty(engine)
+    store_rows(engine, "byoc_grants", lines(*STEPS[:4]))
+    pending = json.loads(lines(State.PENDING)[0])
+    since = rfc3339(START_MS + 60_000)
+    newer = [
+        pending | {"organization_id": "org-2", "id": f"{n}", "grant_id": f"{n}", "since": since}
+        for n in range(250)
+    ]
+    store_rows(engine, "byoc_grants", map(msgspec.json.encode, newer))
+    (open_one,) = page(engine, "org-1")
+    ends_ms = open_one["ends_ms"]
+    assert isinstance(ends_ms, int)
+    query = fill_query(GRANTS, ends_ms + 120_000, "2026-01-01")
+    shown = ask(engine, query)
+    assert len(shown) == 200
+    assert (shown[0]["organization_id"], shown[0]["state"]) == ("org-1", "open")
+    assert ask(engine, fill_query(GRANTS, ends_ms - 1, "2026-01-01"))[0]["state"] == "pending"
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.RECEIVED])

@@ -9,12 +9,22 @@ import chdb.session
 import pytest
 
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_control_plane.fleet import MAX_ROWS, read_fleet
 from byoc_control_plane.progress import AHEAD, DELAYED, PROGRESS
 from byoc_control_plane.rows import build_row
+from byoc_control_plane.store import insert_rows
+from lab.control_plane.fleet_rows import END_MS, store_fleet, usage_line
 from lab.control_plane.messages import Replica
 from lab.control_plane.processes import ROOT
-from lab.fakes.billing import NOON_MS
-from tests.real.control_plane_tables import empty, record_progress, rows, store_events, store_rows
+from lab.fakes.billing import NOON_MS, ReplicaHistory
+from tests.real.control_plane_tables import (
+    SessionStore,
+    empty,
+    record_progress,
+    rows,
+    store_events,
+    store_rows,
+)
 
 pytestmark = pytest.mark.real
 
@@ -188,3 +198,23 @@ def test_a_message_that_arrived_in_the_future_hides_a_silence_for_a_minute_at_mo
     assert now <= int(row["ms"]) <= now_ms() + MINUTE_MS
     (stored,) = rows(database, "SELECT toUnixTimestamp64Milli(arrived_at) AS ms FROM byoc_state")
     assert int(stored["ms"]) == now + DAY_MS
+
+
+async def test_usage_of_future_days_hides_no_other_day(
+    database: chdb.session.Session,
+) -> None:
+    """A clock of a customer that is ahead: the tables have 200 rows."""
+    store = SessionStore(database)
+    await store_fleet(store, 60)
+    before = await read_fleet(store, END_MS + 5_000, "2026-11-10")
+    history = ReplicaHistory(organization_id="org-0", replica="ahead", pod_uid="ahead")
+    history.now_ms = END_MS + 2 * DAY_MS
+    lines = []
+    for _ in range(MAX_ROWS + 50):
+        lines.append(usage_line(history.measured()))
+        history.now_ms += DAY_MS
+    await insert_rows(store, "byoc_usage", lines)
+    after = await read_fleet(store, END_MS + 5_000, "2026-11-10")
+    assert after.gaps == before.gaps
+    assert after.gaps[0]["missing"] > 0
+    assert after.slo == before.slo

@@ -208,6 +208,45 @@ async def test_old_messages_mean_a_backlog(
     assert [row["organization_id"] for row in rows] == ["", *delayed]
 
 
+async def test_inserts_longer_than_the_visibility_are_an_error_and_then_get_more_time(
+    harness: Harness,
+) -> None:
+    def take_long(_table: str, _row: dict[str, Any]) -> None:
+        harness.seconds += 40  # the visibility is 30 seconds at first
+
+    harness.store.refuse = take_long
+    harness.progress.observe(START_MS - 5000)
+    ids = harness.send(Replica())
+    assert await harness.consumer.poll() == 1
+    assert harness.queue.waiting == 1  # FIFO queues refuse a handle that has expired
+    errors = harness.metrics.registry.get_sample_value("byoc_plane_queue_errors_total")
+    assert errors == 1
+    await harness.progress.write()
+    assert await harness.consumer.poll() == 1
+    assert harness.queue.waiting == 0
+    assert set(harness.store.ids("byoc_state")) == set(ids)
+    await harness.clock.advance(1)
+    harness.progress.observe(harness.now_ms())
+    await harness.progress.write()
+    first, second = harness.store.rows["byoc_progress"]
+    # Not judged by times before the failure, nor before a message could have come again.
+    assert [row["steady_since"][11:19] for row in (first, second)] == ["12:00:00", "12:00:00"]
+    assert second["redelivery_seconds"] == 60
+
+
+async def test_the_visibility_is_extended_to_two_minutes_at_most(harness: Harness) -> None:
+    def take_long(_table: str, _row: dict[str, Any]) -> None:
+        harness.seconds += 1000
+
+    harness.store.refuse = take_long
+    harness.send(Replica())
+    for _ in range(4):
+        assert await harness.consumer.poll() == 1
+    await harness.progress.write()
+    (row,) = harness.store.rows["byoc_progress"]
+    assert (row["redelivery_seconds"], harness.queue.waiting) == (120, 1)
+
+
 async def test_a_queue_that_fails_is_not_progress(harness: Harness) -> None:
     harness.queue.out_of_service = True
     running = asyncio.ensure_future(harness.consumer.run())

@@ -17,7 +17,7 @@ from byoc_agents.egress.gate import Gate
 from byoc_control_plane.quick_http import QuickHttp
 from byoc_control_plane.quick_queue import QuickQueue
 from byoc_control_plane.signature import Keys
-from lab.fakes.fifo import FakeFifo
+from lab.fakes.fifo import RECEIVE, FakeFifo
 from lab.fakes.http import Behavior, Request, cut, reply
 
 REGION = "us-east-1"
@@ -88,7 +88,8 @@ async def test_the_signature_is_that_of_botocore() -> None:
 
 @pytest.mark.parametrize("how", ["error", "cut", "checksum", "not JSON"])
 async def test_botocore_sends_what_failed(how: str) -> None:
-    async with FakeFifo() as queue, opened(queue) as quick:
+    now = 0
+    async with FakeFifo(monotonic=lambda: now) as queue, opened(queue) as quick:
         queue.add("g", "1", "{}")
         original = queue.http.script
         wrong = {"Messages": [{"Body": "{}", "MD5OfBody": "0" * 32}]}
@@ -100,12 +101,14 @@ async def test_botocore_sends_what_failed(how: str) -> None:
         }
 
         def script(request: Request) -> Behavior:
+            nonlocal now
             is_quick = request.headers["user-agent"] == QUICK
+            if not is_quick and request.headers["x-amz-target"] == RECEIVE:
+                now += 40  # a message whose response was cut is visible again
             return failures[how] if is_quick else original(request)
 
         queue.http.script = script
-        queue_now = asked(queue) | {"VisibilityTimeout": 0}
-        response = await quick.receive_message(**queue_now)
+        response = await quick.receive_message(**asked(queue))
         (message,) = response["Messages"]
         entries = [{"Id": "0", "ReceiptHandle": message["ReceiptHandle"]}]
         if how != "checksum":  # a response without "Failed" is a deletion
