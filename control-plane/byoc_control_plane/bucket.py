@@ -18,7 +18,7 @@ from byoc_agents.errors import Reason, SendError
 from byoc_control_plane.quick_get import ListPage, QuickGet
 
 GETS_IN_FLIGHT = 32
-MANY_DENIED = 32  # objects: so many, and none that can be read, are no fault of single objects
+MANY_DENIED = 32  # objects: with so many, and none that can be read, the cause is not an object
 DELETES = 1000  # keys of one DeleteObjects; S3 quota
 
 
