@@ -94,12 +94,16 @@ class Process:
         return Progress(self._store, self.clock, stream, name, **redelivery)
 
     async def open_receiver(self, own: ReceiverSettings) -> tuple[Receiver, Progress]:
-        """Listen for deliveries."""
+        """Listen for deliveries. Raises ConfigError."""
         progress = self.progress("alerts", FORWARDER_PAUSE_SECONDS)
-        keyring = Keyring(
-            _reloadable(own.token, own.token_file),
-            _reloadable(own.signing_secret, own.signing_secret_file),
-        )
+        try:
+            keyring = Keyring(
+                _reloadable(own.token, own.token_file),
+                _reloadable(own.signing_secret, own.signing_secret_file),
+            )
+        except ValueError as error:  # a file has changed since the settings were read
+            names = "BYOC_PLANE_TOKEN or BYOC_PLANE_SIGNING_SECRET"
+            raise ConfigError([f"{names}: {error}"]) from error
         receiver = Receiver(
             self.inserter,
             progress,
