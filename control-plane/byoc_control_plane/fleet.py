@@ -16,7 +16,9 @@ FleetRows = Sequence[Mapping[str, Any]]
 MAX_ROWS = 200  # of each table; the first are those that need a person
 DAYS = 14
 
-# {own} is a condition on the organization, or nothing.
+# {own} is a condition on the organization, or nothing. Days end with {tomorrow}: records of later
+# days are of a wrong clock, and each customer can send any number of such days.
+TOMORROW = "toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1"
 COUNTS = """\
 SELECT
     count() AS replicas,
@@ -123,7 +125,7 @@ SELECT
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
 FROM billing_completeness_since(since = '{since}')
-WHERE day > toDate('{since}') {own}
+WHERE day > toDate('{since}') AND day <= {tomorrow} {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
@@ -136,7 +138,7 @@ SELECT
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
 FROM billing_completeness_since(since = '{since}')
-WHERE day > toDate('{since}') {own}
+WHERE day > toDate('{since}') AND day <= {tomorrow} {own}
 GROUP BY organization_id, service_id
 HAVING missing > 0 OR uncovered > 0 OR gaps > 0
 ORDER BY missing DESC, uncovered DESC, gaps DESC, organization_id, service_id
@@ -149,7 +151,7 @@ SELECT
     max(alert_delay_seconds) AS alert_delay,
     min(usage_complete_ratio) AS complete
 FROM slo_since(since = '{since}') AS slo
-WHERE day > toDate('{since}') {own}
+WHERE day > toDate('{since}') AND day <= {tomorrow} {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
@@ -222,6 +224,7 @@ def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> s
     """
     own = f"AND organization_id = '{organization}'" if organization else ""
     filled = query.replace("{own}", own).replace("{rows}", str(MAX_ROWS))
+    filled = filled.replace("{tomorrow}", TOMORROW)
     return filled.replace("{since}", since).replace("{now_ms}", str(now_ms))
 
 

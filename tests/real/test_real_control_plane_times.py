@@ -9,12 +9,22 @@ import chdb.session
 import pytest
 
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_control_plane.fleet import DAYS, MAX_ROWS, read_fleet
+from byoc_control_plane.fleet_page import render_fleet
 from byoc_control_plane.progress import AHEAD, DELAYED, PROGRESS
 from byoc_control_plane.rows import build_row
+from lab.control_plane.fleet_rows import usage_line
 from lab.control_plane.messages import Replica
 from lab.control_plane.processes import ROOT
-from lab.fakes.billing import NOON_MS
-from tests.real.control_plane_tables import empty, record_progress, rows, store_events, store_rows
+from lab.fakes.billing import NOON_MS, ReplicaHistory
+from tests.real.control_plane_tables import (
+    SessionStore,
+    empty,
+    record_progress,
+    rows,
+    store_events,
+    store_rows,
+)
 
 pytestmark = pytest.mark.real
 
@@ -188,3 +198,38 @@ def test_a_message_that_arrived_in_the_future_hides_a_silence_for_a_minute_at_mo
     assert now <= int(row["ms"]) <= now_ms() + MINUTE_MS
     (stored,) = rows(database, "SELECT toUnixTimestamp64Milli(arrived_at) AS ms FROM byoc_state")
     assert int(stored["ms"]) == now + DAY_MS
+
+
+def usage(owner: str, at_ms: int, sequence: int) -> bytes:
+    history = ReplicaHistory(
+        organization_id=owner,
+        service_id="svc",
+        replica="r-0",
+        pod_uid="uid-0",
+        now_ms=at_ms,
+        born_ms=at_ms,
+        epoch=NOON_MS - DAY_MS,
+        sequence=sequence,
+    )
+    return usage_line(history.measured())
+
+
+async def test_usage_of_future_days_does_not_hide_what_is_missing_today(
+    database: chdb.session.Session,
+) -> None:
+    """More future days than the table has rows; the record after each has one before it missing."""
+    known = [usage("org-1", NOON_MS + number, number) for number in (0, 1, 5)]
+    ahead = [
+        usage("org-2", NOON_MS + number * DAY_MS, 2 * number) for number in range(MAX_ROWS + 9)
+    ]
+    store_rows(database, "byoc_usage", [*known, *ahead])
+    store_events(database, [Replica().message(NOON_MS)], NOON_MS)
+    since = rfc3339(NOON_MS - DAYS * DAY_MS)[:10]
+    found = await read_fleet(SessionStore(database), NOON_MS, since)
+    today, tomorrow = rfc3339(NOON_MS)[:10], rfc3339(NOON_MS + DAY_MS)[:10]
+    assert [row["date"] for row in found.gaps] == [tomorrow, today]
+    assert [row["missing"] for row in found.gaps] == [1, 3]
+    assert [row["date"] for row in found.slo] == [tomorrow, today]
+    missing = {row["organization_id"]: row["missing"] for row in found.incomplete}
+    assert missing == {"org-1": 3, "org-2": 1}
+    assert "4 usage records missing in 14 days" in render_fleet(found)
