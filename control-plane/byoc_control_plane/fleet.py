@@ -19,6 +19,35 @@ DAYS = 14
 # {own} is a condition on the organization, or nothing. Days end with {tomorrow}: records of later
 # days are of a wrong clock, and each customer can send any number of such days.
 TOMORROW = "toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1"
+# When the messages of an organization alone had waited last, by stream. `delayed`: they wait now,
+# by the time up to which the stream is received; as the rule ByocCustomerDelayed.
+DELAYS = """\
+(
+    SELECT
+        organization_id,
+        stream,
+        until_ms,
+        received_ms > 0 AND until_ms > received_ms - 60000 AS delayed
+    FROM
+    (
+        SELECT organization_id, stream, toUnixTimestamp64Milli(max(steady_since)) AS until_ms
+        FROM byoc_progress FINAL
+        WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE {own}
+        GROUP BY organization_id, stream
+    ) AS waited
+    LEFT JOIN
+    (
+        SELECT stream, toUnixTimestamp64Milli(max(at)) AS received_ms
+        FROM byoc_progress FINAL
+        WHERE organization_id = '' AND at <= now64(3) + INTERVAL 1 MINUTE
+        GROUP BY stream
+    ) AS received USING (stream)
+)"""
+# Access was opened, and a minute after its agreed end the broker has not reported an end; as its
+# metric byoc_access_overdue_seconds.
+OVERDUE = """\
+(state IN ('opening', 'open', 'closing')
+    AND ifNull(toUnixTimestamp64Milli(ends_at), 0) BETWEEN 1 AND {now_ms} - 60001)"""
 COUNTS = """\
 SELECT
     count() AS replicas,
@@ -57,12 +86,14 @@ WHERE 1 {own}
 ORDER BY silent_seconds DESC, organization_id, service_id, replica, daemon
 LIMIT {rows}"""
 DELAYED = """\
-SELECT organization_id, stream, toUnixTimestamp64Milli(max(steady_since)) AS until_ms
-FROM byoc_progress FINAL
-WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE {own}
-GROUP BY organization_id, stream
-ORDER BY until_ms DESC, organization_id, stream
+SELECT organization_id, stream, until_ms, delayed
+FROM {delays}
+ORDER BY delayed DESC, until_ms DESC, organization_id, stream
 LIMIT {rows}"""
+DELAYED_COUNT = """\
+SELECT uniqExact(organization_id) AS delayed_organizations
+FROM {delays}
+WHERE delayed"""
 REPLICAS = """\
 SELECT
     organization_id,
@@ -166,6 +197,7 @@ SELECT
     state,
     reason,
     ended,
+    {overdue} AS overdue,
     toUnixTimestamp64Milli(since) AS since_ms,
     ifNull(toUnixTimestamp64Milli(sent_at), 0) AS sent_ms,
     ifNull(toUnixTimestamp64Milli(opened_at), 0) AS opened_ms,
@@ -175,8 +207,12 @@ SELECT
     record
 FROM grants_now
 WHERE (NOT ended OR since >= toDateTime('{since} 00:00:00', 'UTC')) {own}
-ORDER BY ended, since DESC, organization_id, service_id, grant_id
+ORDER BY overdue DESC, ended, since DESC, organization_id, service_id, grant_id
 LIMIT {rows}"""
+OVERDUE_COUNT = """\
+SELECT count() AS overdue_grants
+FROM grants_now
+WHERE {overdue} {own}"""
 QUERIES = {
     "counts": COUNTS,
     "rejected": REJECTED,
@@ -184,6 +220,7 @@ QUERIES = {
     "customers": CUSTOMERS,
     "silent": SILENT,
     "delayed": DELAYED,
+    "delayed_count": DELAYED_COUNT,
     "replicas": REPLICAS,
     "versions": VERSIONS,
     "servers": SERVERS,
@@ -192,6 +229,7 @@ QUERIES = {
     "incomplete": INCOMPLETE,
     "slo": SLO,
     "grants": GRANTS,
+    "overdue_count": OVERDUE_COUNT,
 }
 
 
@@ -206,6 +244,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     customers: FleetRows
     silent: FleetRows
     delayed: FleetRows
+    delayed_count: FleetRows
     replicas: FleetRows
     versions: FleetRows
     servers: FleetRows
@@ -213,7 +252,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     gaps: FleetRows
     incomplete: FleetRows
     slo: FleetRows
-    grants: FleetRows = ()
+    grants: FleetRows
+    overdue_count: FleetRows
 
 
 def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> str:
@@ -223,6 +263,7 @@ def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> s
     character that could end the text.
     """
     own = f"AND organization_id = '{organization}'" if organization else ""
+    query = query.replace("{delays}", DELAYS).replace("{overdue}", OVERDUE)
     filled = query.replace("{own}", own).replace("{rows}", str(MAX_ROWS))
     filled = filled.replace("{tomorrow}", TOMORROW)
     return filled.replace("{since}", since).replace("{now_ms}", str(now_ms))

@@ -79,7 +79,8 @@ async def test_the_page_has_the_figures_of_the_fleet(full: _Direct) -> None:
     assert len(found.replicas) == MAX_ROWS
     assert {row["replica"] for row in found.replicas[: len(silent)]} == {f"r-{n}" for n in silent}
     late = {"organization_id": "org-1", "stream": "state", "until_ms": DELAYED_MS}
-    assert found.delayed == [late]
+    assert found.delayed == [late | {"delayed": 0}]
+    assert found.delayed_count == [{"delayed_organizations": 0}]
     versions = {(row["daemon"], row["version"]): row["daemons"] for row in found.versions}
     assert versions["state-exporter", "0.2.1"] == len(range(0, REPLICAS, 7))
     assert sum(n for (daemon, _), n in versions.items() if daemon == "alert-forwarder") == 100

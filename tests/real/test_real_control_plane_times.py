@@ -233,3 +233,56 @@ async def test_usage_of_future_days_does_not_hide_what_is_missing_today(
     missing = {row["organization_id"]: row["missing"] for row in found.incomplete}
     assert missing == {"org-1": 3, "org-2": 1}
     assert "4 usage records missing in 14 days" in render_fleet(found)
+
+
+@pytest.mark.parametrize(
+    ("stream", "ago_ms", "delayed"),
+    [
+        ("state", 59_999, 1),
+        ("state", 60_000, 0),
+        ("alerts", 64_999, 1),  # this stream is received up to 5 seconds ago only
+        ("alerts", 65_000, 0),
+        ("other", 0, 0),  # not received at all
+    ],
+)
+async def test_an_organization_is_delayed_up_to_a_minute_before_the_progress_of_its_stream(
+    database: chdb.session.Session, stream: str, ago_ms: int, delayed: int
+) -> None:
+    record_progress(database, NOON_MS)
+    record_progress(database, NOON_MS - 5_000, stream="alerts")
+    until_ms = NOON_MS - ago_ms
+    record_progress(database, until_ms, stream=stream, steady_ms=until_ms, organization="org-1")
+    found = await read_fleet(SessionStore(database), NOON_MS, "2026-01-01")
+    assert [(row["until_ms"], row["delayed"]) for row in found.delayed] == [(until_ms, delayed)]
+    assert found.delayed_count == [{"delayed_organizations": delayed}]
+
+
+async def test_each_delayed_organization_is_counted_and_comes_before_the_others(
+    database: chdb.session.Session,
+) -> None:
+    """The delay of the alerts is earlier than all of those of the states, which have ended."""
+    record_progress(database, NOON_MS)
+    record_progress(database, NOON_MS - 600_000, stream="alerts")
+    made = [
+        *(("state", f"ended-{number}", NOON_MS - 60_000) for number in range(MAX_ROWS)),
+        *(("alerts", f"late-{number}", NOON_MS - 600_000) for number in range(MAX_ROWS + 50)),
+    ]
+    lines = [
+        json.dumps(
+            {
+                "stream": stream,
+                "consumer": "a",
+                "at": rfc3339(at_ms),
+                "steady_since": rfc3339(at_ms),
+                "redelivery_seconds": 30,
+                "organization_id": owner,
+            }
+        ).encode()
+        for stream, owner, at_ms in made
+    ]
+    store_rows(database, "byoc_progress", lines)
+    found = await read_fleet(SessionStore(database), NOON_MS, "2026-01-01")
+    assert found.delayed_count == [{"delayed_organizations": MAX_ROWS + 50}]
+    assert {row["stream"] for row in found.delayed} == {"alerts"}
+    own = await read_fleet(SessionStore(database), NOON_MS, "2026-01-01", "late-3")
+    assert own.delayed_count == [{"delayed_organizations": 1}]
