@@ -16,7 +16,38 @@ FleetRows = Sequence[Mapping[str, Any]]
 MAX_ROWS = 200  # of each table; the first are those that need a person
 DAYS = 14
 
-# {own} is a condition on the organization, or nothing.
+# {own} is a condition on the organization, or nothing. Days end with {tomorrow}: records of later
+# days are of a wrong clock, and each customer can send any number of such days.
+TOMORROW = "toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1"
+# When the messages of an organization alone had waited last, by stream. `delayed`: they wait now,
+# by the time up to which the stream is received; as the rule ByocCustomerDelayed.
+DELAYS = """\
+(
+    SELECT
+        organization_id,
+        stream,
+        until_ms,
+        received_ms > 0 AND until_ms > received_ms - 60000 AS delayed
+    FROM
+    (
+        SELECT organization_id, stream, toUnixTimestamp64Milli(max(steady_since)) AS until_ms
+        FROM byoc_progress FINAL
+        WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE {own}
+        GROUP BY organization_id, stream
+    ) AS waited
+    LEFT JOIN
+    (
+        SELECT stream, toUnixTimestamp64Milli(max(at)) AS received_ms
+        FROM byoc_progress FINAL
+        WHERE organization_id = '' AND at <= now64(3) + INTERVAL 1 MINUTE
+        GROUP BY stream
+    ) AS received USING (stream)
+)"""
+# Access was opened, and a minute after its agreed end the broker has not reported an end; as its
+# metric byoc_access_overdue_seconds.
+OVERDUE = """\
+(state IN ('opening', 'open', 'closing')
+    AND ifNull(toUnixTimestamp64Milli(ends_at), 0) BETWEEN 1 AND {now_ms} - 60001)"""
 COUNTS = """\
 SELECT
     count() AS replicas,
@@ -55,12 +86,14 @@ WHERE 1 {own}
 ORDER BY silent_seconds DESC, organization_id, service_id, replica, daemon
 LIMIT {rows}"""
 DELAYED = """\
-SELECT organization_id, stream, toUnixTimestamp64Milli(max(steady_since)) AS until_ms
-FROM byoc_progress FINAL
-WHERE organization_id != '' AND at <= now64(3) + INTERVAL 1 MINUTE {own}
-GROUP BY organization_id, stream
-ORDER BY until_ms DESC, organization_id, stream
+SELECT organization_id, stream, until_ms, delayed
+FROM {delays}
+ORDER BY delayed DESC, until_ms DESC, organization_id, stream
 LIMIT {rows}"""
+DELAYED_COUNT = """\
+SELECT uniqExact(organization_id) AS delayed_organizations
+FROM {delays}
+WHERE delayed"""
 REPLICAS = """\
 SELECT
     organization_id,
@@ -123,7 +156,7 @@ SELECT
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
 FROM billing_completeness_since(since = '{since}')
-WHERE day > toDate('{since}') AND day <= toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1 {own}
+WHERE day > toDate('{since}') AND day <= {tomorrow} {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
@@ -136,7 +169,7 @@ SELECT
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
 FROM billing_completeness_since(since = '{since}')
-WHERE day > toDate('{since}') AND day <= toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1 {own}
+WHERE day > toDate('{since}') AND day <= {tomorrow} {own}
 GROUP BY organization_id, service_id
 HAVING missing > 0 OR uncovered > 0 OR gaps > 0
 ORDER BY missing DESC, uncovered DESC, gaps DESC, organization_id, service_id
@@ -149,7 +182,7 @@ SELECT
     max(alert_delay_seconds) AS alert_delay,
     min(usage_complete_ratio) AS complete
 FROM slo_since(since = '{since}') AS slo
-WHERE day > toDate('{since}') AND day <= toDate(toDateTime(intDiv({now_ms}, 1000), 'UTC')) + 1 {own}
+WHERE day > toDate('{since}') AND day <= {tomorrow} {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
@@ -164,6 +197,7 @@ SELECT
     state,
     reason,
     ended,
+    {overdue} AS overdue,
     toUnixTimestamp64Milli(since) AS since_ms,
     ifNull(toUnixTimestamp64Milli(sent_at), 0) AS sent_ms,
     ifNull(toUnixTimestamp64Milli(opened_at), 0) AS opened_ms,
@@ -173,9 +207,12 @@ SELECT
     record
 FROM grants_now
 WHERE (NOT ended OR since >= toDateTime('{since} 00:00:00', 'UTC')) {own}
-ORDER BY ended, NOT (state IN ('opening', 'open', 'closing') AND ends_ms BETWEEN 1 AND {now_ms}),
-    since DESC, organization_id, service_id, grant_id
+ORDER BY overdue DESC, ended, since DESC, organization_id, service_id, grant_id
 LIMIT {rows}"""
+OVERDUE_COUNT = """\
+SELECT count() AS overdue_grants
+FROM grants_now
+WHERE {overdue} {own}"""
 QUERIES = {
     "counts": COUNTS,
     "rejected": REJECTED,
@@ -183,6 +220,7 @@ QUERIES = {
     "customers": CUSTOMERS,
     "silent": SILENT,
     "delayed": DELAYED,
+    "delayed_count": DELAYED_COUNT,
     "replicas": REPLICAS,
     "versions": VERSIONS,
     "servers": SERVERS,
@@ -191,6 +229,7 @@ QUERIES = {
     "incomplete": INCOMPLETE,
     "slo": SLO,
     "grants": GRANTS,
+    "overdue_count": OVERDUE_COUNT,
 }
 
 
@@ -205,6 +244,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     customers: FleetRows
     silent: FleetRows
     delayed: FleetRows
+    delayed_count: FleetRows
     replicas: FleetRows
     versions: FleetRows
     servers: FleetRows
@@ -212,7 +252,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     gaps: FleetRows
     incomplete: FleetRows
     slo: FleetRows
-    grants: FleetRows = ()
+    grants: FleetRows
+    overdue_count: FleetRows
 
 
 def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> str:
@@ -222,7 +263,9 @@ def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> s
     character that could end the text.
     """
     own = f"AND organization_id = '{organization}'" if organization else ""
+    query = query.replace("{delays}", DELAYS).replace("{overdue}", OVERDUE)
     filled = query.replace("{own}", own).replace("{rows}", str(MAX_ROWS))
+    filled = filled.replace("{tomorrow}", TOMORROW)
     return filled.replace("{since}", since).replace("{now_ms}", str(now_ms))
 
 

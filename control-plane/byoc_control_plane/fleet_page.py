@@ -18,7 +18,6 @@ from byoc_control_plane.fleet import DAYS, MAX_ROWS, Fleet
 
 STOPPED_SECONDS = 60.0  # without progress of a stream; as the rule ByocReceptionStopped
 STEADY_SECONDS = 60.0  # as the rule ByocReceptionBehind
-DELAYED_SECONDS = 60.0  # before the progress of the stream; as the rule ByocCustomerDelayed
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 AGE_NAMES = (
     *("below 15 minutes", "15 minutes to 1 hour", "1 to 6 hours", "6 to 24 hours"),
@@ -225,9 +224,9 @@ def _problems(fleet: Fleet) -> list[str]:
         for row in fleet.progress
         if fleet.now_ms - row["at_ms"] > STOPPED_SECONDS * 1000
     ]
-    if delayed := {row["organization_id"] for row in fleet.delayed if _is_delayed(fleet, row)}:
+    if delayed := fleet.delayed_count[0]["delayed_organizations"]:
         found.append(
-            f"messages of {format_plural(len(delayed), 'organization')} delayed; silence there is"
+            f"messages of {format_plural(delayed, 'organization')} delayed; silence there is"
             " not judged meanwhile"
         )
     if silent := int(counts["silent"]):
@@ -240,9 +239,8 @@ def _problems(fleet: Fleet) -> list[str]:
         found.append(f"{format_plural(letters, 'dead letter')} in the forwarders' spools")
     if missing := sum(row["missing"] for row in fleet.gaps):
         found.append(f"{format_plural(int(missing), 'usage record')} missing in {DAYS} days")
-    late = [row for row in fleet.grants if _is_overdue(fleet.now_ms, row)]
-    if late:
-        found.append(f"{format_plural(len(late), 'grant')} of access not reported as ended in time")
+    if late := fleet.overdue_count[0]["overdue_grants"]:
+        found.append(f"{format_plural(late, 'grant')} of access not reported as ended in time")
     rejected = fleet.rejected[0]["rejected"]
     if rejected and not fleet.organization:
         found.append(
@@ -340,14 +338,15 @@ def _silent(fleet: Fleet) -> str:
 def _delayed(fleet: Fleet) -> str:
     note = (
         "Organizations of the last day whose messages alone had waited, or were refused for their"
-        f" number, the newest first, {MAX_ROWS} at most. Silence there is counted from that time."
+        f" number: those that wait now, then the newest, {MAX_ROWS} at most. Silence there is"
+        " counted from that time."
     )
     rows = [
         _organization(row["organization_id"])
         + _cell(STREAM_NAMES.get(row["stream"], row["stream"]))
         + _numbers(_age(fleet.now_ms, row["until_ms"]))
         + _cell(_minute(row["until_ms"]), "time")
-        + f"<td>{_delay_state(fleet, row)}</td>"
+        + f"<td>{_delay_state(row)}</td>"
         for row in fleet.delayed
     ]
     heads = ("organization", "stream", "#delayed until (ago)", "delayed until (UTC)", "status")
@@ -356,14 +355,8 @@ def _delayed(fleet: Fleet) -> str:
     return _section("delayed", SECTIONS["delayed"], note, table)
 
 
-def _delay_state(fleet: Fleet, row: Mapping[str, Any]) -> str:
-    return _badge("delayed", "open") if _is_delayed(fleet, row) else _badge("ended", "ok")
-
-
-def _is_delayed(fleet: Fleet, row: Mapping[str, Any]) -> bool:
-    """Return whether messages of the organization have waited until now."""
-    ends = [one["at_ms"] for one in fleet.progress if one["stream"] == row["stream"]]
-    return bool(ends) and row["until_ms"] > max(ends) - DELAYED_SECONDS * 1000
+def _delay_state(row: Mapping[str, Any]) -> str:
+    return _badge("delayed", "open") if row["delayed"] else _badge("ended", "ok")
 
 
 def _customers(fleet: Fleet) -> str:
@@ -517,19 +510,12 @@ def _incomplete(fleet: Fleet) -> str:
 
 # The state of a request -> the class of its badge; an end that is not listed is `failed`.
 GRANT_BADGES = {"closed": "ok", "withdrawn": "ok"}
-OVERDUE_SECONDS = 60.0  # after the agreed end; as the broker's metric byoc_access_overdue_seconds
-
-
-def _is_overdue(now_ms: int, row: Mapping[str, Any]) -> bool:
-    """Return whether access was opened and its end was not reported in time."""
-    waits = row["state"] in {"opening", "open", "closing"}
-    return waits and 0 < row["ends_ms"] < now_ms - OVERDUE_SECONDS * 1000
 
 
 def _grants(fleet: Fleet) -> str:
     note = (
-        f"Requests for access that have not ended, then those that ended in {DAYS} days, as the"
-        f" customers' brokers report them; {MAX_ROWS} at most."
+        "Access that is overdue, then requests that have not ended, then those that ended in"
+        f" {DAYS} days, as the customers' brokers report them; {MAX_ROWS} at most."
     )
     rows = [
         _organization(row["organization_id"])
@@ -538,7 +524,7 @@ def _grants(fleet: Fleet) -> str:
         + _cell(row["engineer"])
         + _cell(row["ticket"], "whole")
         + _cell(row["role"], "whole")
-        + f'<td class="reasons">{_grant_state(fleet.now_ms, row)}</td>'
+        + f'<td class="reasons">{_grant_state(row)}</td>'
         + _cell(_minute(row["sent_ms"]), "time")
         + _cell(_minute(row["opened_ms"]), "time")
         + _cell(_minute(row["since_ms"] if row["ended"] else row["ends_ms"]), "time")
@@ -553,9 +539,9 @@ def _grants(fleet: Fleet) -> str:
     return _section("access", SECTIONS["access"], note, _table(heads, rows, tall=True))
 
 
-def _grant_state(now_ms: int, row: Mapping[str, Any]) -> str:
+def _grant_state(row: Mapping[str, Any]) -> str:
     kind = GRANT_BADGES.get(row["state"], "failed") if row["ended"] else "open"
-    if _is_overdue(now_ms, row):
+    if row["overdue"]:
         kind = "failed"
     found = [_badge(row["state"], kind)]
     if row["reason"] and row["reason"] != row["state"]:

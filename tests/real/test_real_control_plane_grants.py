@@ -10,8 +10,7 @@ import pytest
 
 from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
-from byoc_agents.app.cloudevents import rfc3339
-from byoc_control_plane.fleet import GRANTS, fill_query
+from byoc_control_plane.fleet import GRANTS, MAX_ROWS, OVERDUE_COUNT, fill_query
 from byoc_control_plane.rows import build_row, build_sent
 from lab.fakes.core import START_MS
 from tests.real.control_plane_tables import empty, rows, store_rows
@@ -78,29 +77,6 @@ def test_a_request_has_one_row_with_all_its_states(
     assert page(engine, "org-2") == []
 
 
-def test_access_that_is_overdue_is_before_any_number_of_newer_requests(
-    engine: chdb.session.Session,
-) -> None:
-    """The page shows 200 requests, and names the overdue ones as a problem."""
-    empty(engine)
-    store_rows(engine, "byoc_grants", lines(*STEPS[:4]))
-    pending = json.loads(lines(State.PENDING)[0])
-    since = rfc3339(START_MS + 60_000)
-    newer = [
-        pending | {"organization_id": "org-2", "id": f"{n}", "grant_id": f"{n}", "since": since}
-        for n in range(250)
-    ]
-    store_rows(engine, "byoc_grants", map(msgspec.json.encode, newer))
-    (open_one,) = page(engine, "org-1")
-    ends_ms = open_one["ends_ms"]
-    assert isinstance(ends_ms, int)
-    query = fill_query(GRANTS, ends_ms + 120_000, "2026-01-01")
-    shown = ask(engine, query)
-    assert len(shown) == 200
-    assert (shown[0]["organization_id"], shown[0]["state"]) == ("org-1", "open")
-    assert ask(engine, fill_query(GRANTS, ends_ms - 1, "2026-01-01"))[0]["state"] == "pending"
-
-
 @pytest.mark.parametrize("state", [state for state in State if state is not State.RECEIVED])
 def test_every_state_of_the_broker_is_known_to_the_view(
     engine: chdb.session.Session, state: State
@@ -148,13 +124,51 @@ def test_open_grants_come_first_on_the_page(engine: chdb.session.Session) -> Non
     assert msgspec.json.decode(lines(State.OPEN)[0])["event"]
 
 
+def count_overdue(
+    engine: chdb.session.Session, now_ms: int = START_MS, organization: str = ""
+) -> object:
+    (row,) = ask(engine, fill_query(OVERDUE_COUNT, now_ms, "2026-01-01", organization))
+    return row["overdue_grants"]
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.RECEIVED])
+def test_access_is_overdue_more_than_a_minute_after_its_end(
+    engine: chdb.session.Session, state: State
+) -> None:
+    empty(engine)
+    ends_ms = START_MS + 600_000
+    grant = grant_of(state, since_ms=START_MS, reason="", end_ms=ends_ms)
+    body = message_of(grant, "org-1", "svc-1", {}).body
+    store_rows(engine, "byoc_grants", [build_row(body, START_MS).line])
+    waits = state in {State.OPENING, State.OPEN, State.CLOSING}
+    assert count_overdue(engine, ends_ms + 60_000) == 0
+    assert count_overdue(engine, ends_ms + 60_001) == int(waits)
+    assert count_overdue(engine, ends_ms + 60_001, "org-2") == 0
+
+
+def test_waiting_requests_do_not_hide_access_that_is_overdue(engine: chdb.session.Session) -> None:
+    empty(engine)
+    made = [("late", State.OPEN, START_MS - 7_200_000, START_MS - 3_600_000)]
+    made += [(f"waits-{number}", State.PENDING, START_MS, 0) for number in range(MAX_ROWS)]
+    lines = []
+    for name, state, since_ms, ends_ms in made:
+        grant = grant_of(state, id=name, since_ms=since_ms, reason="", end_ms=ends_ms)
+        lines.append(build_row(message_of(grant, "org-1", "svc-1", {}).body, START_MS).line)
+    store_rows(engine, "byoc_grants", lines)
+    found = page(engine)
+    assert len(found) == MAX_ROWS
+    assert (found[0]["grant_id"], found[0]["overdue"]) == ("late", 1)
+    assert not any(row["overdue"] for row in found[1:])
+    assert count_overdue(engine) == 1
+
+
 DAY_MS = 86_400_000
 
 
 @pytest.mark.parametrize(
     ("organization", "expected"),
     [
-        ("", "5314"),
+        ("", "3154"),
         ("org-1", "314"),
         ("org-2", "5"),
         ("org-3", ""),
@@ -163,7 +177,7 @@ DAY_MS = 86_400_000
 def test_the_dashboard_lists_grants_that_are_open_or_ended_in_its_range(
     engine: chdb.session.Session, organization: str, expected: str
 ) -> None:
-    """The range is a week: 2 ended before it, and 1 is open since then."""
+    """The range is a week: 2 ended before it, and 1 is open since then. 1 and 3 are overdue."""
     empty(engine)
     long_ago_ms = START_MS - 30 * DAY_MS
     made = (
@@ -180,7 +194,9 @@ def test_the_dashboard_lists_grants_that_are_open_or_ended_in_its_range(
         asked = build_sent(request, since_ms - 1000)
         store_rows(engine, "byoc_grants", [asked.line, build_row(body, START_MS).line])
     (panel,) = (one for one in PANELS if one["title"] == "Access")
-    found = ask(engine, expand(panel["targets"][0]["rawSql"], organization))
+    now = f"fromUnixTimestamp64Milli(toInt64({START_MS + 2 * 3_600_000}))"
+    query = expand(panel["targets"][0]["rawSql"], organization).replace("now64(3)", now)
+    found = ask(engine, query)
     assert "".join(str(row["grant_id"])[-1] for row in found) == expected
     shown = {row["grant_id"]: row for row in page(engine, organization)}
     for row in found:

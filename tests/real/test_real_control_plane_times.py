@@ -9,11 +9,11 @@ import chdb.session
 import pytest
 
 from byoc_agents.app.cloudevents import rfc3339
-from byoc_control_plane.fleet import MAX_ROWS, read_fleet
+from byoc_control_plane.fleet import DAYS, MAX_ROWS, read_fleet
+from byoc_control_plane.fleet_page import render_fleet
 from byoc_control_plane.progress import AHEAD, DELAYED, PROGRESS
 from byoc_control_plane.rows import build_row
-from byoc_control_plane.store import insert_rows
-from lab.control_plane.fleet_rows import END_MS, store_fleet, usage_line
+from lab.control_plane.fleet_rows import usage_line
 from lab.control_plane.messages import Replica
 from lab.control_plane.processes import ROOT
 from lab.fakes.billing import NOON_MS, ReplicaHistory
@@ -200,21 +200,89 @@ def test_a_message_that_arrived_in_the_future_hides_a_silence_for_a_minute_at_mo
     assert int(stored["ms"]) == now + DAY_MS
 
 
-async def test_usage_of_future_days_hides_no_other_day(
+def usage(owner: str, at_ms: int, sequence: int) -> bytes:
+    history = ReplicaHistory(
+        organization_id=owner,
+        service_id="svc",
+        replica="r-0",
+        pod_uid="uid-0",
+        now_ms=at_ms,
+        born_ms=at_ms,
+        epoch=NOON_MS - DAY_MS,
+        sequence=sequence,
+    )
+    return usage_line(history.measured())
+
+
+async def test_usage_of_future_days_does_not_hide_what_is_missing_today(
     database: chdb.session.Session,
 ) -> None:
-    """A clock of a customer that is ahead: the tables have 200 rows."""
-    store = SessionStore(database)
-    await store_fleet(store, 60)
-    before = await read_fleet(store, END_MS + 5_000, "2026-11-10")
-    history = ReplicaHistory(organization_id="org-0", replica="ahead", pod_uid="ahead")
-    history.now_ms = END_MS + 2 * DAY_MS
-    lines = []
-    for _ in range(MAX_ROWS + 50):
-        lines.append(usage_line(history.measured()))
-        history.now_ms += DAY_MS
-    await insert_rows(store, "byoc_usage", lines)
-    after = await read_fleet(store, END_MS + 5_000, "2026-11-10")
-    assert after.gaps == before.gaps
-    assert after.gaps[0]["missing"] > 0
-    assert after.slo == before.slo
+    """More future days than the table has rows; the record after each has one before it missing."""
+    known = [usage("org-1", NOON_MS + number, number) for number in (0, 1, 5)]
+    ahead = [
+        usage("org-2", NOON_MS + number * DAY_MS, 2 * number) for number in range(MAX_ROWS + 9)
+    ]
+    store_rows(database, "byoc_usage", [*known, *ahead])
+    store_events(database, [Replica().message(NOON_MS)], NOON_MS)
+    since = rfc3339(NOON_MS - DAYS * DAY_MS)[:10]
+    found = await read_fleet(SessionStore(database), NOON_MS, since)
+    today, tomorrow = rfc3339(NOON_MS)[:10], rfc3339(NOON_MS + DAY_MS)[:10]
+    assert [row["date"] for row in found.gaps] == [tomorrow, today]
+    assert [row["missing"] for row in found.gaps] == [1, 3]
+    assert [row["date"] for row in found.slo] == [tomorrow, today]
+    missing = {row["organization_id"]: row["missing"] for row in found.incomplete}
+    assert missing == {"org-1": 3, "org-2": 1}
+    assert "4 usage records missing in 14 days" in render_fleet(found)
+
+
+@pytest.mark.parametrize(
+    ("stream", "ago_ms", "delayed"),
+    [
+        ("state", 59_999, 1),
+        ("state", 60_000, 0),
+        ("alerts", 64_999, 1),  # this stream is received up to 5 seconds ago only
+        ("alerts", 65_000, 0),
+        ("other", 0, 0),  # not received at all
+    ],
+)
+async def test_an_organization_is_delayed_up_to_a_minute_before_the_progress_of_its_stream(
+    database: chdb.session.Session, stream: str, ago_ms: int, delayed: int
+) -> None:
+    record_progress(database, NOON_MS)
+    record_progress(database, NOON_MS - 5_000, stream="alerts")
+    until_ms = NOON_MS - ago_ms
+    record_progress(database, until_ms, stream=stream, steady_ms=until_ms, organization="org-1")
+    found = await read_fleet(SessionStore(database), NOON_MS, "2026-01-01")
+    assert [(row["until_ms"], row["delayed"]) for row in found.delayed] == [(until_ms, delayed)]
+    assert found.delayed_count == [{"delayed_organizations": delayed}]
+
+
+async def test_each_delayed_organization_is_counted_and_comes_before_the_others(
+    database: chdb.session.Session,
+) -> None:
+    """The delay of the alerts is earlier than all of those of the states, which have ended."""
+    record_progress(database, NOON_MS)
+    record_progress(database, NOON_MS - 600_000, stream="alerts")
+    made = [
+        *(("state", f"ended-{number}", NOON_MS - 60_000) for number in range(MAX_ROWS)),
+        *(("alerts", f"late-{number}", NOON_MS - 600_000) for number in range(MAX_ROWS + 50)),
+    ]
+    lines = [
+        json.dumps(
+            {
+                "stream": stream,
+                "consumer": "a",
+                "at": rfc3339(at_ms),
+                "steady_since": rfc3339(at_ms),
+                "redelivery_seconds": 30,
+                "organization_id": owner,
+            }
+        ).encode()
+        for stream, owner, at_ms in made
+    ]
+    store_rows(database, "byoc_progress", lines)
+    found = await read_fleet(SessionStore(database), NOON_MS, "2026-01-01")
+    assert found.delayed_count == [{"delayed_organizations": MAX_ROWS + 50}]
+    assert {row["stream"] for row in found.delayed} == {"alerts"}
+    own = await read_fleet(SessionStore(database), NOON_MS, "2026-01-01", "late-3")
+    assert own.delayed_count == [{"delayed_organizations": 1}]
