@@ -27,6 +27,7 @@ from byoc_agents.egress.destinations import (
 )
 from byoc_agents.egress.gate import Gate
 from byoc_agents.egress.regions import sqs_region
+from byoc_agents.errors import ConfigError
 from byoc_control_plane import __version__
 from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.consumer import Consumer

@@ -5,8 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
+
+from byoc_agents.app.settings import load
+from byoc_agents.errors import ConfigError
+from byoc_control_plane.run import Process
+from byoc_control_plane.settings import PlaneSettings, ReceiverSettings
+from lab.control_plane.memory_store import MemoryStore
 
 
 def test_sigterm_ends_a_process_that_waits_for_clickhouse_with_0() -> None:
@@ -37,3 +45,21 @@ def test_sigterm_ends_a_process_that_waits_for_clickhouse_with_0() -> None:
                 assert code == 0
             finally:
                 process.kill()
+
+
+async def test_a_credentials_file_that_changed_after_the_settings_is_a_mistake_of_them(
+    tmp_path: Path,
+) -> None:
+    secret = tmp_path / "secrets"
+    secret.write_text("whsec_c2VjcmV0IG9mIHRoZSBzaWduYXR1cmVzISE=")
+    environ = {
+        "BYOC_PLANE_STORE_URL": "http://127.0.0.1:9/",
+        "BYOC_PLANE_TOKEN": "token-of-the-receiver",
+        "BYOC_PLANE_SIGNING_SECRET_FILE": str(secret),
+    }
+    plane, own = load([PlaneSettings, ReceiverSettings], environ, {})
+    secret.write_text("whsec_c2Vj")  # half-written
+    async with AsyncExitStack() as stack:
+        process = Process(MemoryStore(), plane, stack)
+        with pytest.raises(ConfigError, match="or BYOC_PLANE_SIGNING_SECRET: expected 24 to 64"):
+            await process.open_receiver(own)
