@@ -287,10 +287,11 @@ async def test_a_run_that_may_read_no_object_fails() -> None:
     assert sorted(harness.s3.objects) == sorted(keys)
 
 
-async def test_credentials_that_s3_refuses_hold_no_object() -> None:
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "KMS.ThrottlingException"])
+async def test_an_error_that_is_of_no_object_holds_none(code: str) -> None:
     messages = landing(1)
-    async with opened(messages, denying([messages[3].id], "InvalidAccessKeyId")) as harness:
-        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+    async with opened(messages, denying([messages[3].id], code)) as harness:
+        with pytest.raises(ClientError, match=code):
             await harness.compact()
 
 
