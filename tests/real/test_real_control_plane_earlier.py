@@ -128,7 +128,7 @@ async def test_with_existing_tables_a_missing_and_an_earlier_one_are_errors(
     await store.run("DROP TABLE byoc_rejected")
     with pytest.raises(ConfigError) as refused:
         await check_tables(store)
-    assert len(refused.value.mistakes) == 4
+    assert len(refused.value.mistakes) == 5
     assert refused.value.mistakes[-1] == (
         "table byoc_rejected: it does not exist: expected the statements of"
         " `byoc-control-plane schema`"
@@ -142,7 +142,7 @@ async def test_views_of_another_version_are_replaced(store: EmbeddedStore) -> No
         " WHERE engine LIKE '%View' AND database = currentDatabase() ORDER BY name"
     )
     expected = await fetch_rows(store, made)
-    assert len(expected) == len(VIEWS) + 1 + 5
+    assert len(expected) == len(VIEWS) + 1 + 8
     for view in VIEWS:
         await store.run(f"CREATE OR REPLACE VIEW {view} AS SELECT 1 AS earlier")
     await store.run(

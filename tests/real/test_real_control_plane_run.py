@@ -122,5 +122,5 @@ def test_the_sql_is_printed_for_each_engine(engine: str) -> None:
     done = run("byoc_control_plane", "schema", "--engine", engine)
     prefix = {"single": "", "replicated": "Replicated", "shared": "Shared"}[engine]
     assert done.returncode == 0
-    assert done.stdout.count(f"ENGINE = {prefix}ReplacingMergeTree") == 6
+    assert done.stdout.count(f"ENGINE = {prefix}ReplacingMergeTree") == 7
     assert "currentUser()" in run("byoc_control_plane", "schema", "--tenants").stdout

@@ -95,6 +95,8 @@ def fill(session: chdb.session.Session, place: Path, organization: str) -> None:
     at = rfc3339(int(time.time() * 1000))  # such a row is kept for a day
     progress = f'{{"organization_id": "{organization}", "at": "{at}"}}'
     store_rows(session, "byoc_progress", [progress.encode()])
+    rejected = f'{{"organization_id": "{organization}", "arrived_at": "{at}"}}'
+    store_rows(session, "byoc_usage_rejected", [rejected.encode()])
     history = ReplicaHistory(organization_id=organization, service_id=service)
     for message in objects([history.measured() for _ in range(3)]):
         path = place / organization / message.id
@@ -203,6 +205,7 @@ def test_every_table_with_an_end_of_its_rows_is_tested() -> None:
         ("byoc_alerts", "400"),
         ("byoc_grants", "400"),
         ("byoc_rejected", "400"),
+        ("byoc_usage_rejected", "400"),
         ("byoc_progress", "1"),
     }
 
@@ -211,7 +214,7 @@ def test_every_table_with_an_end_of_its_rows_is_tested() -> None:
 def test_rows_are_removed_after_the_stated_days_and_not_before(
     tmp_path: Path, table: str, column: str, days: str
 ) -> None:
-    name = "consumer" if table == "byoc_progress" else "id"
+    name = {"byoc_progress": "consumer", "byoc_usage_rejected": "object"}.get(table, "id")
     with opened(tmp_path, "<access_management>1</access_management>") as session:
         empty(session)  # it also stops the removal
         now_ms = int(rows(session, "SELECT toUnixTimestamp64Milli(now64(3)) AS ms")[0]["ms"])
