@@ -164,9 +164,13 @@ def _reloadable(text: str, path: str) -> ReloadableSecret:
 
 
 def _load_senders(own: ConsumerSettings) -> Parsed[Senders] | None:
+    """Return the senders if there are any. Raises ConfigError."""
     if not own.senders:
         return None
-    return Parsed(_reloadable(own.senders, own.senders_file), parse_senders)
+    try:
+        return Parsed(_reloadable(own.senders, own.senders_file), parse_senders)
+    except ValueError as error:  # the file has changed since the settings were read
+        raise ConfigError([f"BYOC_PLANE_SENDERS: {error}"]) from error
 
 
 async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -13,7 +13,7 @@ import pytest
 from byoc_agents.app.settings import load
 from byoc_agents.errors import ConfigError
 from byoc_control_plane.run import Process
-from byoc_control_plane.settings import PlaneSettings, ReceiverSettings
+from byoc_control_plane.settings import ConsumerSettings, PlaneSettings, ReceiverSettings
 from lab.control_plane.memory_store import MemoryStore
 
 
@@ -63,3 +63,24 @@ async def test_a_credentials_file_that_changed_after_the_settings_is_a_mistake_o
         process = Process(MemoryStore(), plane, stack)
         with pytest.raises(ConfigError, match="or BYOC_PLANE_SIGNING_SECRET: expected 24 to 64"):
             await process.open_receiver(own)
+
+
+async def test_a_senders_file_that_changed_after_the_settings_is_a_mistake_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    senders = tmp_path / "senders"
+    senders.write_text("org-1:AROAONE\norg-2:AROATWO")
+    endpoint = {"AWS_ENDPOINT_URL_SQS": "http://127.0.0.1:9"}
+    environ = {
+        "BYOC_PLANE_STORE_URL": "http://127.0.0.1:9/",
+        "BYOC_PLANE_QUEUE_URL": "http://127.0.0.1:9/000000000000/q.fifo",
+        "BYOC_PLANE_SENDERS_FILE": str(senders),
+    }
+    plane, own = load([PlaneSettings, ConsumerSettings], environ, {})
+    senders.write_text("org-1:AROAONE\norg-2")  # half-written
+    async with AsyncExitStack() as stack:
+        process = Process(MemoryStore(), plane, stack)
+        with pytest.raises(ConfigError, match="BYOC_PLANE_SENDERS: not ORGANIZATION"):
+            await process.open_consumer(own, endpoint)
